@@ -1,0 +1,201 @@
+"""RoEConfig: what is saved beside the weights. Validated when built; no torch.
+
+Source of the method and its names: Wu et al., "Routing Experts", ICLR 2025 (arXiv 2407.14093).
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from routing_experts.errors import CheckpointError, ConfigError
+
+CONFIG_NAME = "roe_config.json"
+FORMAT_VERSION = 1
+GATES = ("softmax", "straight_through", "gumbel_straight_through")
+ADAPTER_INITS = ("zero", "xavier")
+TEXT_SPANS = ("last_question", "history")
+LAYOUTS = ("two_call", "fused")
+
+
+@dataclass(frozen=True)
+class TurnMarkers:
+    """Token ids by which a prompt format marks its turns; found from the processor, kept with the checkpoint.
+
+    Attributes:
+        generation_prompt: what stands before an answer, e.g. the ids of ``ASSISTANT:``.
+        end_of_answer: what closes an answer, e.g. the EOS id.
+        user_prompt: what opens a user's message; empty if unknown.
+    """
+
+    generation_prompt: tuple[int, ...]
+    end_of_answer: tuple[int, ...]
+    user_prompt: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that the RoE parts were made for; loading onto another one is refused."""
+
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    name_or_path: str = ""
+
+
+@dataclass
+class RoEConfig:
+    """The method's settings that belong to a model, as opposed to a training run.
+
+    Attributes:
+        target_skip_ratio: ρ, the share of layers that the sparsity loss asks to skip; from 0 to 0.5, because the
+            warm-up's random routes reach one half at most (b = 1 − √(2ρ) is negative beyond).
+        bottleneck_size: K, the adapter's inner width; None for a quarter of the hidden size (1024 of 4096 in the paper).
+        adapter_init: "zero" makes a fresh skip path an identity; "xavier" is the paper's.
+        gate: how training turns router logits into keep and skip weights.
+        routed_layers: which decoder layers may be skipped; None for all but the first ``num_unrouted_layers``.
+        num_unrouted_layers: how many leading layers always run when ``routed_layers`` is None. Layer 0's router sees
+            nothing but the routing embeddings, so its decision is the same for every example.
+        text_span: what the text routing token sees at inference: the last question, or all after the context (paper).
+        sparsity_loss_coef: c of the loss.
+        ce_sharpness: α of the loss: examples that are answered badly are asked to skip less.
+        routing_token_std: standard deviation of the routing tokens' normal initialisation.
+        keep_bias: added to every keep logit at inference; calibration sets it.
+        layout: how routing tokens travel at prefill; "two_call" is the bitwise reference, "fused" is faster.
+        markers: how prompts mark their turns.
+        base: the base model; filled in by ``convert``.
+    """
+
+    target_skip_ratio: float = 0.3
+    bottleneck_size: int | None = None
+    adapter_init: str = "zero"
+    gate: str = "gumbel_straight_through"
+    routed_layers: tuple[int, ...] | None = None
+    num_unrouted_layers: int = 1
+    text_span: str = "last_question"
+    sparsity_loss_coef: float = 1.0
+    ce_sharpness: float = 5.0
+    routing_token_std: float = 0.02
+    keep_bias: float = 0.0
+    layout: str = "two_call"
+    markers: TurnMarkers | None = None
+    base: BaseModel | None = None
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.routed_layers is not None:
+            self.routed_layers = tuple(self.routed_layers)
+        _check_range("target_skip_ratio", self.target_skip_ratio, 0.0, 0.5, "random warm-up routes cannot skip more")
+        _check_choice("adapter_init", self.adapter_init, ADAPTER_INITS)
+        _check_choice("gate", self.gate, GATES)
+        _check_choice("text_span", self.text_span, TEXT_SPANS)
+        _check_choice("layout", self.layout, LAYOUTS)
+        if self.bottleneck_size is not None and self.bottleneck_size < 1:
+            raise ConfigError(
+                f"bottleneck_size={self.bottleneck_size}: the adapter's inner width must be at least 1. "
+                "Set a positive number, or leave it out for a quarter of the hidden size."
+            )
+        if self.num_unrouted_layers < 0:
+            raise ConfigError(f"num_unrouted_layers={self.num_unrouted_layers}: it is a count. Set 0 or more.")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "RoEConfig":
+        """The settings of a named preset: ``default``, or ``paper`` (the paper's method to the letter)."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r}: the presets are {', '.join(PRESETS)}. Name one of them.")
+        return cls(**(PRESETS[name] | overrides))
+
+    def layers_to_route(self, num_layers: int) -> tuple[int, ...]:
+        """The routed layers' indices in a model of ``num_layers``, in order.
+
+        Raises:
+            ConfigError: if ``routed_layers`` names a layer twice, none, or one that the model lacks.
+        """
+        if self.routed_layers is None:
+            chosen = tuple(range(self.num_unrouted_layers, num_layers))
+        else:
+            chosen = self.routed_layers
+        wrong = [layer for layer in chosen if not 0 <= layer < num_layers]
+        if wrong or len(set(chosen)) != len(chosen) or not chosen:
+            raise ConfigError(
+                f"routed layers {list(chosen)}: the base model has {num_layers} decoder layers, numbered 0 to "
+                f"{num_layers - 1}, and each may be named once. "
+                + (f"Take out {wrong}." if wrong else "Name at least one layer, each once.")
+            )
+        return tuple(sorted(chosen))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RoEConfig":
+        """The inverse of ``to_dict``; unknown fields and newer formats are refused, not ignored.
+
+        Raises:
+            CheckpointError: if the format is newer than this library's.
+            ConfigError: if a field is unknown or out of range.
+        """
+        version = values.get("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"format_version={version!r}: this library reads up to {FORMAT_VERSION}; a newer one wrote the file. "
+                "Upgrade routing-experts (pip install -U routing-experts)."
+            )
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ConfigError(
+                f"unknown settings {unknown}: RoEConfig has {', '.join(f.name for f in fields(cls))}. "
+                "Correct the spelling or remove them."
+            )
+        values = dict(values)
+        if values.get("markers"):
+            values["markers"] = TurnMarkers(**{key: tuple(ids) for key, ids in values["markers"].items()})
+        if values.get("base"):
+            values["base"] = BaseModel(**values["base"])
+        return cls(**values)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``roe_config.json``."""
+        (folder / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "RoEConfig":
+        """Reads ``roe_config.json``.
+
+        Raises:
+            CheckpointError: if it is missing, is not JSON, or has a newer format.
+        """
+        path = folder / CONFIG_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} has no {CONFIG_NAME}: a routed model's folder holds one. "
+                "Give the folder that `roe train` or `save_pretrained` wrote."
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{path} is not JSON ({error}). Restore it from the training run's folder.") from error
+        return cls.from_dict(values)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "adapter_init": "xavier",
+        "gate": "softmax",
+        "num_unrouted_layers": 0,
+        "text_span": "history",
+    },
+}
+
+
+def _check_range(name: str, value: float, low: float, high: float, reason: str) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value}: it must lie from {low} to {high}, since {reason}. Set it within the range.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: it must be one of {', '.join(choices)}. Correct the spelling.")

@@ -1,0 +1,75 @@
+"""Batches: encoded dialogues padded to one length, pictures of all dialogues stacked.
+
+Shapes: B dialogues, T tokens of the longest.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from routing_experts.data.encode import IGNORED, Encoded, Encoder
+from routing_experts.models.spans import PADDING
+
+
+class EncodedDataset(Dataset):
+    """Encodes records on first use and keeps them, so that epochs after the first cost nothing.
+
+    Args:
+        records: anything with ``[index]`` giving a ``Record``.
+        size: how many of them there are.
+        keep: whether to keep what was encoded; False for sets that do not fit in memory.
+    """
+
+    def __init__(self, records: Any, size: int, encoder: Encoder, keep: bool = True) -> None:
+        self.records, self.size, self.encoder, self.keep = records, size, encoder, keep
+        self._encoded: dict[int, Encoded] = {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Encoded:
+        if index in self._encoded:
+            return self._encoded[index]
+        encoded = self.encoder(self.records[index])
+        if self.keep:
+            self._encoded[index] = encoded
+        return encoded
+
+
+class Collator:
+    """Pads to the longest dialogue of the batch.
+
+    Args:
+        pad_token_id: fills ``input_ids``; no loss or attention falls on it.
+        padding_side: ``right`` for training, ``left`` for generation.
+    """
+
+    def __init__(self, pad_token_id: int, padding_side: str = "right") -> None:
+        assert padding_side in ("left", "right")
+        self.pad_token_id, self.padding_side = pad_token_id, padding_side
+
+    def __call__(self, dialogues: Sequence[Encoded]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], and the pictures' tensors."""
+        longest = max(len(dialogue.input_ids) for dialogue in dialogues)
+        batch = {
+            "input_ids": self._pad([d.input_ids for d in dialogues], longest, self.pad_token_id),
+            "attention_mask": self._pad([torch.ones_like(d.input_ids) for d in dialogues], longest, 0),
+            "labels": self._pad([d.labels for d in dialogues], longest, IGNORED),
+            "segment_ids": self._pad([d.segment_ids for d in dialogues], longest, PADDING),
+        }
+        names = sorted({name for dialogue in dialogues for name in dialogue.vision})
+        for name in names:
+            batch[name] = torch.cat([d.vision[name] for d in dialogues if name in d.vision])
+        return batch
+
+    def _pad(self, rows: list[Tensor], length: int, value: int) -> Tensor:
+        padded = torch.full((len(rows), length), value, dtype=torch.long)
+        for row, tensor in enumerate(rows):
+            if self.padding_side == "right":
+                padded[row, : len(tensor)] = tensor
+            else:
+                padded[row, length - len(tensor) :] = tensor
+        return padded

@@ -1,0 +1,28 @@
+"""The one record type that everything downstream reads: a dialogue, with the pictures it is about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+IMAGE_PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer; each ``<image>`` in the question stands for the record's next picture."""
+
+    question: str
+    answer: str
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A dialogue of one or more turns. ``images`` holds paths or pictures, in the order of their placeholders."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: Sequence[Path | Image.Image] = ()
+    system: str = ""

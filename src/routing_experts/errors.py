@@ -1,0 +1,40 @@
+"""What users' mistakes raise. Each message gives the value, what was expected, why, and what to do about it.
+
+Our own broken invariants are plain ``assert`` statements; they are bugs, never a user's mistake.
+"""
+
+
+class RoutingExpertsError(ValueError):
+    """The parent of every error that this library raises about what a user gave it."""
+
+
+class ConfigError(RoutingExpertsError):
+    """A setting of a config or recipe is out of range, unknown, or contradicts another."""
+
+
+class RecordError(RoutingExpertsError):
+    """A training or evaluation record cannot be used; names the file, the record and the field."""
+
+
+class PromptError(RoutingExpertsError):
+    """A dialogue cannot be laid out as a prompt or split into its turns."""
+
+
+class ModelFamilyError(RoutingExpertsError):
+    """The model is of a family that is not registered, or is in a state that the operation cannot take."""
+
+
+class RouteError(RoutingExpertsError):
+    """A route, routing option or cache does not fit the model or the request."""
+
+
+class CheckpointError(RoutingExpertsError):
+    """A checkpoint is missing, damaged, of another base model, of a newer format, or not safetensors."""
+
+
+class TrainingError(RoutingExpertsError):
+    """A training run cannot start or go on."""
+
+
+class ReportError(RoutingExpertsError):
+    """A run's records are missing or cannot be drawn."""

@@ -1,0 +1,1 @@
+"""What touches transformers: families, spans, the routed layer, routing context, cache, conversion, checkpoints."""

@@ -1,0 +1,40 @@
+"""The training objective: per-example cross-entropy and the sparsity loss (Wu et al., ICLR 2025).
+
+Shapes: B examples, T tokens, V vocabulary, L routed layers, Q turns.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+def cross_entropy_per_example(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """The mean cross-entropy over each example's answer tokens [B]; an example without any gets 0, not NaN.
+
+    Args:
+        logits_BTV: at n, the prediction of token n + 1.
+        labels_BT: token ids, -100 where no loss falls.
+    """
+    targets_BT = labels_BT[:, 1:]
+    scored_BT = targets_BT != IGNORED
+    losses = F.cross_entropy(logits_BTV[:, :-1][scored_BT].float(), targets_BT[scored_BT], reduction="none")
+    row_of = scored_BT.nonzero()[:, 0]
+    total_B = torch.zeros(len(labels_BT), device=losses.device, dtype=losses.dtype).index_add(0, row_of, losses)
+    return total_B / scored_BT.sum(1).clamp_min(1)
+
+
+def skip_rate_per_example(skip_weights_LBQ: Tensor, valid_BQ: Tensor) -> Tensor:
+    """s_i [B]: the mean of the skip weights over an example's valid turns and all routed layers."""
+    valid = valid_BQ.to(skip_weights_LBQ.dtype)
+    per_layer_LB = (skip_weights_LBQ * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+    return per_layer_LB.mean(0)
+
+
+def roe_loss(
+    cross_entropy_B: Tensor, skip_rate_B: Tensor, target_skip_ratio: float, coef: float = 1.0, sharpness: float = 5.0
+) -> Tensor:
+    """L_i [B] = CE_i + c · stopgrad(exp(−α · CE_i)) · max(0, ρ − s_i): examples answered badly may skip less."""
+    confidence_B = torch.exp(-sharpness * cross_entropy_B.detach())
+    return cross_entropy_B + coef * confidence_B * (target_skip_ratio - skip_rate_B).clamp_min(0)

@@ -1,0 +1,1 @@
+"""The pocket model: configuration, tokenizer, processor and trained weights, shipped with the package."""

@@ -1,0 +1,1 @@
+"""Recipes, stages as pure functions of progress, optimiser groups, and the one trainer."""
