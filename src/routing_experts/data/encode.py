@@ -1,22 +1,25 @@
 """Records to token ids, labels and segments by turn, through the model's own processor.
 
-T tokens after the processor has expanded each picture's placeholder to its visual tokens.
+T tokens after the processor has expanded each picture's placeholder to its visual tokens; P tokens before that.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from routing_experts.data.images import load_image
-from routing_experts.data.prompts import Prompt, render
-from routing_experts.data.records import Record
+from routing_experts.data.prompts import Prompt, image_token, render
+from routing_experts.data.records import Record, Turn
 from routing_experts.errors import PromptError, RecordError
-from routing_experts.models.spans import CONTEXT, answer_segment, question_segment
+from routing_experts.models.spans import CONTEXT, question_segment
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+_NOT_VISION = frozenset({"attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
 @dataclass
@@ -50,90 +53,136 @@ class Encoder:
         self.prompt_format = prompt_format
         self.max_length = max_length
         self.image_token_id = int(processor.image_token_id)
+        self.image_token = image_token(processor)
+        self.user_header = user_header(processor, prompt_format)
 
     def __call__(self, record: Record) -> Encoded:
         """Encodes a dialogue; an unanswered last question gives a prompt for generation, without labels for it.
 
         Raises:
             RecordError: if pictures and placeholders do not match, a picture cannot be read, or the dialogue is too long.
+            PromptError: if the dialogue cannot be laid out, or its text not be followed through the picture expansion.
         """
-        prompt = render(self.processor, record.turns, record.system, self.prompt_format)
-        images = [load_image(image, record.id) for image in record.images]
-        asked = sum(turn.question.count("<image>") for turn in record.turns)
-        if asked != len(images):
+        try:
+            prompt = render(self.processor, record.turns, record.system, self.prompt_format)
+        except PromptError as error:
+            raise PromptError(f"record {record.id}: {error}") from error
+        except TemplateError as error:
+            raise PromptError(
+                f"record {record.id}: the processor's chat template refuses the dialogue ({error}). Change the record "
+                "(some templates take no system prompt), or use prompt format vicuna_v1."
+            ) from error
+        asked = prompt.text.count(self.image_token)
+        if asked != len(record.images):
             raise RecordError(
-                f"record {record.id}: {asked} <image> placeholders but {len(images)} pictures. "
-                "Each picture needs exactly one placeholder, in order: correct the questions or the image list."
+                f"record {record.id}: {asked} <image> placeholders but {len(record.images)} pictures. Each picture "
+                "needs exactly one placeholder, in a question and in order: correct the dialogue or the image list."
             )
-        features = self.processor(text=[prompt.text], images=images or None, **self._text_options(prompt))
-        input_ids = torch.tensor(features.pop("input_ids")[0])
-        if len(input_ids) > self.max_length:
+        images = [load_image(image, record.id) for image in record.images]
+        bos = adds_special_tokens(self.processor, prompt.text)
+        features = self.processor(
+            text=[prompt.text], images=images or None, add_special_tokens=bos, return_mm_token_type_ids=False
+        )
+        ids_T = np.asarray(features.pop("input_ids")[0])
+        if len(ids_T) > self.max_length:
             raise RecordError(
-                f"record {record.id}: {len(input_ids)} tokens, more than max_length={self.max_length}; cutting would "
+                f"record {record.id}: {len(ids_T)} tokens, more than max_length={self.max_length}; cutting would "
                 "lose answers or image tokens. Raise max_length, or leave the record out."
             )
-        segment_ids = self._segments(prompt, input_ids, record.id)
-        in_answer = (segment_ids > 0) & (segment_ids % 2 == 0)
-        labels = torch.where(in_answer, input_ids, IGNORED)
-        vision = {k: _stack(v) for k, v in features.items() if k != "attention_mask"} if images else {}
-        return Encoded(record.id, input_ids, labels, segment_ids, vision)
+        segments_T = self._segments(prompt, ids_T, record.id)
+        labels_T = np.where((segments_T > CONTEXT) & (segments_T % 2 == 0), ids_T, IGNORED)
+        vision = {k: _stack(v) for k, v in features.items() if k not in _NOT_VISION} if images else {}
+        return Encoded(record.id, *map(torch.from_numpy, (ids_T, labels_T, segments_T)), vision)
 
-    def _text_options(self, prompt: Prompt) -> dict[str, Any]:
-        """A template that writes BOS itself must not get a second one from the tokenizer."""
-        bos = self.processor.tokenizer.bos_token
-        add_special_tokens = not (bos and prompt.text.startswith(bos))
-        return {"add_special_tokens": add_special_tokens, "return_mm_token_type_ids": False, "return_tensors": None}
+    def _segments(self, prompt: Prompt, ids_T: np.ndarray, name: str) -> np.ndarray:
+        """Carries the unexpanded text's segments over to the expanded ids.
 
-    def _segments(self, prompt: Prompt, input_ids: Tensor, name: str) -> Tensor:
-        """Aligns the expanded ids with the unexpanded text's character offsets: image tokens are runs of one id."""
-        options = self._text_options(prompt)
-        plain = self.processor.tokenizer(
-            prompt.text, add_special_tokens=options["add_special_tokens"], return_offsets_mapping=True
+        Both id sequences are equal once every run of image tokens counts as one: runs cannot span turns, because
+        something always stands between a question and its answer.
+        """
+        ids_P, offsets_P2 = tokenize(self.processor, prompt.text)
+        segments_P = self._segments_of_text(prompt, ids_P, offsets_P2[:, 0])
+        first_P, first_T = self._not_repeated(ids_P), self._not_repeated(ids_T)
+        short, expanded = ids_P[first_P], ids_T[first_T]
+        if not np.array_equal(short, expanded):
+            same = min(len(short), len(expanded))
+            where = int(np.argmin(np.append(short[:same] == expanded[:same], False)))
+            raise PromptError(
+                f"record {name}: from token {where} on ({expanded[where : where + 4].tolist()} instead of "
+                f"{short[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
+                "Routing needs a processor that only repeats the image token."
+            )
+        return segments_P[first_P][np.cumsum(first_T) - 1]
+
+    def _segments_of_text(self, prompt: Prompt, ids_P: np.ndarray, starts_P: np.ndarray) -> np.ndarray:
+        # Answers' edges alternate, start and end, so counting the passed ones gives question 1, answer 1, question 2 …
+        # Added tokens have no place in the text: an EOS at the end takes its predecessor's.
+        edges = [edge for span in prompt.answer_spans for edge in span]
+        starts_P = np.maximum.accumulate(starts_P)
+        segments_P = np.searchsorted(edges, starts_P, side="right") + question_segment(1)
+        pictures = np.flatnonzero((ids_P == self.image_token_id) & (segments_P == question_segment(1)))
+        if len(pictures):
+            segments_P[: pictures[-1] + 1] = CONTEXT
+        else:
+            first_user = prompt.text.find(self.user_header) if self.user_header else 0
+            segments_P[starts_P < first_user] = CONTEXT
+            segments_P[:1] = CONTEXT  # BOS, whether the tokenizer or the template wrote it
+        return segments_P
+
+    def _not_repeated(self, ids: np.ndarray) -> np.ndarray:
+        """False at image tokens that follow an image token."""
+        keep = np.ones(len(ids), dtype=bool)
+        keep[1:] = (ids[1:] != self.image_token_id) | (ids[:-1] != self.image_token_id)
+        return keep
+
+
+def adds_special_tokens(processor: Any, text: str) -> bool:
+    """Whether the tokenizer shall add its own: a template that writes BOS itself must not get a second one."""
+    bos = processor.tokenizer.bos_token
+    return not (bos and text.startswith(bos))
+
+
+def tokenize(processor: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [P] and [start, end) characters [P, 2] of a text whose pictures are not expanded.
+
+    Raises:
+        PromptError: if the tokenizer keeps no track of characters.
+    """
+    if not processor.tokenizer.is_fast:
+        raise PromptError(
+            f"{type(processor.tokenizer).__name__} does not say which characters a token stands for, so answers cannot "
+            "be found in it. Load the processor with its fast tokenizer (use_fast=True)."
         )
-        starts = [start if end > start else -1 for start, end in plain["offset_mapping"]]  # -1: added, not of the text
-        is_image = [token == self.image_token_id for token in plain["input_ids"]]
-        plain_segments = _segments_of_tokens(starts, is_image, prompt.answer_spans)
-        segments: list[int] = []
-        cursor = 0
-        for index, token in enumerate(plain["input_ids"]):
-            repeat = 1
-            if is_image[index]:
-                pictures_left = sum(is_image[index:])
-                run = 0
-                while cursor + run < len(input_ids) and int(input_ids[cursor + run]) == self.image_token_id:
-                    run += 1
-                neighbours = 1
-                while index + neighbours < len(is_image) and is_image[index + neighbours]:
-                    neighbours += 1
-                repeat = run // neighbours  # adjacent pictures share a run evenly
-                assert pictures_left >= neighbours
-            elif int(input_ids[cursor]) != token:
-                raise PromptError(
-                    f"record {name}: token {cursor} is {int(input_ids[cursor])} after the processor expanded the "
-                    f"pictures, {token} before. Routing needs a processor that only repeats the image token."
-                )
-            segments += [plain_segments[index]] * repeat
-            cursor += repeat
-        assert cursor == len(input_ids)
-        return torch.tensor(segments)
+    plain = processor.tokenizer(
+        text, add_special_tokens=adds_special_tokens(processor, text), return_offsets_mapping=True
+    )
+    return np.asarray(plain["input_ids"]), np.asarray(plain["offset_mapping"]).reshape(-1, 2)
+
+
+def user_header(processor: Any, prompt_format: str) -> str:
+    """The text that opens every user's message; empty if a dialogue of two turns does not show one.
+
+    Raises:
+        PromptError: if the prompt format is unknown, or the processor has no chat template where one is asked for.
+    """
+    if prompt_format == "chat_template" and not getattr(processor, "chat_template", None):
+        raise PromptError(
+            f"this {type(processor).__name__} has no chat template, which prompt format chat_template needs. "
+            "Use prompt format vicuna_v1 if the model was trained on it, or set processor.chat_template."
+        )
+    first, second = "Where grows mallow", "Who found quartz"
+    render(processor, (Turn(first, ""),), "", prompt_format)
+    try:
+        prompt = render(processor, (Turn(first, "marsh"), Turn(second, "miner")), "", prompt_format)
+    except (PromptError, TemplateError):
+        return ""  # dialogues of one turn still work; any other's own rendering reports what is wrong
+    first_start, second_start = prompt.text.find(first), prompt.text.find(second)
+    if min(first_start, second_start) < 0:
+        return ""
+    openings = prompt.text[:first_start], prompt.text[prompt.answer_spans[0][1] : second_start]
+    return os.path.commonprefix([opening[::-1] for opening in openings])[::-1]
 
 
 def _stack(value: Any) -> Tensor:
     """A processor's list of arrays as one tensor; through numpy, which is fast where torch is slow."""
     return value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
-
-
-def _segments_of_tokens(starts: list[int], is_image: list[bool], answers: tuple[tuple[int, int], ...]) -> list[int]:
-    """Segment ids of unexpanded tokens from where each starts in the text; -1 marks added tokens such as BOS."""
-    first_answer = answers[0][0] if answers else float("inf")
-    last_image = max((i for i, image in enumerate(is_image) if image and starts[i] < first_answer), default=-1)
-    segments = []
-    for index, start in enumerate(starts):
-        closed = sum(1 for _, end in answers if start >= end)
-        if index <= last_image or start < 0:
-            segments.append(CONTEXT)
-        elif any(begin <= start < end for begin, end in answers):
-            segments.append(answer_segment(closed + 1))
-        else:
-            segments.append(question_segment(closed + 1))
-    return segments

@@ -1,30 +1,93 @@
-"""Reading pictures, with errors that name the record."""
+"""Reading pictures as RGB, with errors that name the record and say what is wrong with the file."""
 
+import struct
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from routing_experts.errors import RecordError
 
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on damaged files
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"{", b"version https://git-lfs")
+
 
 def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
-    """Reads a picture completely, as RGB.
+    """Reads a picture completely, upright (EXIF rotation applied), as RGB; transparency is dropped.
 
     Raises:
-        RecordError: if the file is missing, is no picture, or is cut short.
+        RecordError: if the file is missing, a folder, empty, no picture, cut short, too large to be decoded safely, or
+            has pixels without an agreed range.
     """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
+    name = "given in memory" if isinstance(image, Image.Image) else str(image)
     try:
+        if isinstance(image, Image.Image):
+            return _upright_rgb(image, record_id, name)
         with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError as error:
+            return _upright_rgb(opened, record_id, name)
+    except RecordError:
+        raise
+    except Image.DecompressionBombError as error:
         raise RecordError(
-            f"record {record_id}: picture {image} is not there. Put it in place, or correct the record's image field "
-            "or the image folder of the recipe."
+            f"record {record_id}: picture {name} is too large ({error}); decoding it could exhaust the memory. "
+            "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
+        path = None if isinstance(image, Image.Image) else Path(image)
+        raise RecordError(f"record {record_id}: picture {name} {_diagnosis(path, error)}") from error
+
+
+def _upright_rgb(image: Image.Image, record_id: str, name: str) -> Image.Image:
+    image.load()  # before anything reads the header's promises: a cut file must fail here
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
         raise RecordError(
-            f"record {record_id}: picture {image} cannot be read ({error}); it may be cut short or no picture at all. "
-            "Replace the file, or leave the record out."
-        ) from error
+            f"record {record_id}: picture {name} has floating-point pixels, which have no agreed range of brightness. "
+            "Convert it to 8 or 16 bits a channel."
+        )
+    if image.mode in _SIXTEEN_BIT:
+        return _from_sixteen_bits(image, record_id, name).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image, record_id: str, name: str) -> Image.Image:
+    """Scales to 8 bits; Pillow's own conversion cuts everything above 255 to white."""
+    pixels = np.asarray(image).astype(np.int64)
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > 65535:
+        raise RecordError(
+            f"record {record_id}: picture {name} has pixels from {low} to {high}; integers are read as 16 bits, 0 to "
+            "65535, and any other range has no agreed brightness. Convert it to 8 or 16 bits a channel."
+        )
+    return Image.fromarray((pixels // 257).astype(np.uint8))
+
+
+def _diagnosis(path: Path | None, error: Exception) -> str:
+    """What is wrong with the file and what to do about it, as the end of a sentence."""
+    if path is not None:
+        if isinstance(error, FileNotFoundError):
+            return (
+                "is not there. Put it in place, or correct the record's image field or the image folder of the recipe."
+            )
+        if path.is_dir():
+            return "is a folder; a picture is one file. Name the file inside it in the record's image field."
+        if isinstance(error, PermissionError):
+            return "may not be read by this user. Change the file's permissions."
+        if path.is_file() and path.stat().st_size == 0:
+            return "is empty (0 bytes); its download or copy broke off. Fetch it again, or leave the record out."
+        if isinstance(error, UnidentifiedImageError) and path.is_file():
+            with path.open("rb") as file:
+                start = file.read(64)
+            if start.lstrip().lower().startswith(_TEXT_STARTS):
+                return (
+                    f"is a text file, not a picture: it begins {start[:24]!r}, as an error page or a pointer that was "
+                    "saved under a picture's name does. Fetch the picture itself, or leave the record out."
+                )
+            return (
+                f"is in no format that Pillow knows; it begins {start[:8]!r}. "
+                "Save it as PNG or JPEG, or leave the record out."
+            )
+    return f"cannot be read ({error}); it may be cut short or damaged. Replace the file, or leave the record out."

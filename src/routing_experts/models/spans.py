@@ -57,14 +57,13 @@ def segments_from_ids(
         real_BT = attention_mask_BT.bool()
     position_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
     nothing_BT = torch.zeros_like(real_BT)
-    opens_BT = _ends_of(input_ids_BT, markers.generation_prompt) & real_BT if markers else nothing_BT
-    closes_BT = _ends_of(input_ids_BT, markers.end_of_answer) & real_BT if markers else nothing_BT
-    users_BT = _ends_of(input_ids_BT, markers.user_prompt) & real_BT if markers else nothing_BT
+    opens_BT = _ends_of(input_ids_BT, real_BT, markers.generation_prompt) if markers else nothing_BT
+    closes_BT = _ends_of(input_ids_BT, real_BT, markers.end_of_answer) if markers else nothing_BT
+    users_BT = _ends_of(input_ids_BT, real_BT, markers.user_prompt) if markers else nothing_BT
 
+    answering_BT = _last_before(opens_BT, position_T) > _last_before(closes_BT, position_T)
+    opens_BT = opens_BT & ~answering_BT  # an answer that quotes a generation prompt opens no second one
     opened_BT = opens_BT.cumsum(1) - opens_BT.long()  # answers opened strictly before a token
-    last_open_BT = _last_before(opens_BT, position_T)
-    last_close_BT = _last_before(closes_BT, position_T)
-    answering_BT = last_open_BT > last_close_BT
     segment_BT = torch.where(answering_BT, 2 * opened_BT, 2 * opened_BT + 1)
 
     # The context ends with the last image before the first answer; without one, where the first user turn starts.
@@ -95,21 +94,21 @@ def only_last_question(segment_ids_BT: Tensor) -> Tensor:
     """
     turns_BT = turns_of(segment_ids_BT)
     last_B1 = turns_BT.amax(1, keepdim=True)
-    is_last_BT = segment_ids_BT == 2 * last_B1 - 1
+    is_last_BT = (segment_ids_BT == 2 * last_B1 - 1) & (segment_ids_BT > CONTEXT)  # a row may have no question
     other_BT = (segment_ids_BT > CONTEXT) & ~is_last_BT
     last_BT = torch.where(is_last_BT, question_segment(1), segment_ids_BT)
     return torch.where(other_BT, answer_segment(1), last_BT)
 
 
-def _ends_of(input_ids_BT: Tensor, pattern: Sequence[int]) -> Tensor:
-    """True at the last token of each occurrence of ``pattern``."""
+def _ends_of(input_ids_BT: Tensor, real_BT: Tensor, pattern: Sequence[int]) -> Tensor:
+    """True at the last token of each occurrence of ``pattern`` in real tokens; padding may share ids with it."""
     found_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
     length = len(pattern)
     if not length or input_ids_BT.shape[1] < length:
         return found_BT
-    windows = input_ids_BT.unfold(1, length, 1)
     wanted = torch.tensor(list(pattern), device=input_ids_BT.device)
-    found_BT[:, length - 1 :] = (windows == wanted).all(-1)
+    matches = input_ids_BT.unfold(1, length, 1) == wanted
+    found_BT[:, length - 1 :] = (matches & real_BT.unfold(1, length, 1)).all(-1)
     return found_BT
 
 

@@ -1,0 +1,159 @@
+"""The routing context: everything about routing that belongs to one call of the model, and to nothing else.
+
+Routing tokens travel beside the sequence. Layer l reads ``tokens[l]`` and writes ``tokens[l + 1]`` and its logits by
+index, once, so that recomputation under gradient checkpointing changes nothing. A plain class on purpose: FSDP2
+rebuilds dataclasses, dicts and tuples among a layer's keywords, and writes to them would be lost.
+
+Shapes: B examples, T tokens, Q turns, R = Q + 1 routing tokens (image side first), D hidden, L layers.
+"""
+
+import torch
+from torch import Tensor
+
+from routing_experts.models.spans import PADDING, question_segment, turns_of
+from routing_experts.nn.gates import GateSettings
+
+
+class RoutingContext:
+    """Made for one forward of the model.
+
+    Args:
+        visible_BRK: what each routing token sees, bool over K = T ordinary tokens and then R routing tokens.
+        turns_BT: whose weights a token follows: 0 context, q = 1 … Q a turn.
+        valid_BQ: which turns exist.
+        first_real_B: index of each row's first token that is no padding; routing tokens share its position.
+        gate: training's gate; None decides hard.
+        route_BL: a forced route on the host; the routers are not asked then.
+        keep_bias: added to keep logits of hard decisions.
+        layout: "two_call" or "fused".
+        keys_B: integers that identify examples for random draws.
+        last_routed: the last routed layer; routing tokens travel no further.
+        rotary: cos and sin of the routing tokens [B, R, head size], instead of the first real token's.
+
+    Attributes:
+        tokens: layer → routing tokens that enter it [B, R, D]; filled from 0 by the model.
+        logits: layer → router logits [B, Q, 2].
+        weights: layer → gate weights [B, R, 2] (training).
+        keep: layer → bool [B] on the host (hard decisions).
+    """
+
+    def __init__(
+        self,
+        visible_BRK: Tensor,
+        turns_BT: Tensor,
+        valid_BQ: Tensor,
+        first_real_B: Tensor,
+        *,
+        gate: GateSettings | None = None,
+        route_BL: Tensor | None = None,
+        keep_bias: float = 0.0,
+        layout: str = "two_call",
+        keys_B: Tensor | None = None,
+        last_routed: int = 10**9,
+        rotary: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.visible_BRK, self.turns_BT, self.valid_BQ = visible_BRK, turns_BT, valid_BQ
+        self.first_real_B = first_real_B
+        self.gate, self.route_BL, self.keep_bias, self.layout = gate, route_BL, keep_bias, layout
+        self.keys_B = torch.arange(len(turns_BT), device=turns_BT.device) if keys_B is None else keys_B
+        self.last_routed, self.rotary = last_routed, rotary
+        self.tokens: dict[int, Tensor] = {}
+        self.logits: dict[int, Tensor] = {}
+        self.weights: dict[int, Tensor] = {}
+        self.keep: dict[int, Tensor] = {}
+        self._masks: dict[object, tuple[Tensor | None, Tensor]] = {}
+
+    @classmethod
+    def from_segments(
+        cls,
+        segment_ids_BT: Tensor,
+        *,
+        gate: GateSettings | None = None,
+        route_BL: Tensor | None = None,
+        keep_bias: float = 0.0,
+        layout: str = "two_call",
+        keys_B: Tensor | None = None,
+        last_routed: int = 10**9,
+    ) -> "RoutingContext":
+        """Builds the context from segment ids (see ``models.spans``): routing token q sees question q and itself."""
+        turns_BT = turns_of(segment_ids_BT)
+        num_turns = max(1, int(turns_BT.max()))
+        spans = [segment_ids_BT == 0]
+        spans += [segment_ids_BT == question_segment(turn) for turn in range(1, num_turns + 1)]
+        span_BRT = torch.stack(spans, dim=1)
+        itself = torch.eye(num_turns + 1, dtype=torch.bool, device=segment_ids_BT.device)
+        return cls(
+            torch.cat([span_BRT, itself.expand(len(segment_ids_BT), -1, -1)], dim=-1),
+            turns_BT.clamp_min(0),
+            span_BRT[:, 1:].any(-1),
+            (segment_ids_BT != PADDING).int().argmax(1),
+            gate=gate,
+            route_BL=route_BL,
+            keep_bias=keep_bias,
+            layout=layout,
+            keys_B=keys_B,
+            last_routed=last_routed,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """R."""
+        return self.visible_BRK.shape[1]
+
+    @property
+    def carries_tokens(self) -> bool:
+        """Whether routing tokens travel at all: forced and random routes read none."""
+        return self.route_BL is None and not (self.gate is not None and self.gate.kind == "random")
+
+    def carries_after(self, layer: int) -> bool:
+        """Whether a later layer's router reads what routing tokens become in this one."""
+        return layer < self.last_routed
+
+    def start(self, routing_tokens_2D: Tensor) -> None:
+        """Lays the learned embeddings in front of layer 0: the image side's, then the text side's once a turn."""
+        index = torch.tensor([0] + [1] * (self.num_tokens - 1), device=routing_tokens_2D.device)
+        self.tokens[0] = routing_tokens_2D[index].expand(len(self.turns_BT), -1, -1)
+
+    def routing_rotary(self, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """cos and sin for the routing tokens, [B, 1, head size] or given: those of each row's first real token."""
+        if self.rotary is not None:
+            return self.rotary
+        rows = torch.arange(len(self.first_real_B), device=self.first_real_B.device)
+        return tuple(c.expand(len(rows), -1, -1)[rows, self.first_real_B][:, None] for c in position_embeddings)
+
+    def span_mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
+        """What routing tokens see, [B, 1, R, K]: boolean, or additive for eager attention."""
+        key = ("span", dtype, additive)
+        if key not in self._masks:
+            self._masks[key] = (None, _attention_form(self.visible_BRK[:, None], dtype, additive))
+        return self._masks[key][1]
+
+    def fused_mask(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
+        """The base's mask [B, 1, T, T] with the routing tokens behind, [B, 1, T + R, T + R]: nobody sees them.
+
+        Args:
+            base_mask: as the layer was given it; None for plainly causal attention. Layers of one kind share one
+                mask object, which is extended once.
+            dtype: of the hidden states, for additive masks.
+            additive: whether attention adds the mask.
+        """
+        key = ("fused", id(base_mask), dtype, additive)
+        if key not in self._masks:
+            batch, num_routing, num_keys = self.visible_BRK.shape
+            length = num_keys - num_routing
+            if base_mask is None:
+                causal = torch.ones(length, length, dtype=torch.bool, device=self.visible_BRK.device).tril()
+                ordinary = _attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
+            else:
+                ordinary = base_mask.expand(batch, -1, -1, -1)
+            blocked = torch.zeros(batch, 1, length, num_routing, dtype=torch.bool, device=self.visible_BRK.device)
+            ordinary = torch.cat([ordinary, _attention_form(blocked, ordinary.dtype, ordinary.dtype != torch.bool)], -1)
+            routing = _attention_form(self.visible_BRK[:, None], ordinary.dtype, ordinary.dtype != torch.bool)
+            self._masks[key] = (base_mask, torch.cat([ordinary, routing], dim=2))  # holding it keeps its id unique
+        return self._masks[key][1]
+
+
+def _attention_form(visible: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
+    if not additive:
+        return visible
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)

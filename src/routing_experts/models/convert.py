@@ -1,0 +1,113 @@
+"""Conversion of a base model into a routed one, and back."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from routing_experts.config import BaseModel, RoEConfig, TurnMarkers
+from routing_experts.errors import ModelFamilyError
+from routing_experts.models.families import family_of
+from routing_experts.models.layer import routed_layer_class
+from routing_experts.models.model import initial_routing_tokens, set_model_class
+from routing_experts.nn.adapter import make_adapter
+from routing_experts.nn.router import make_router
+
+ATTENTION = ("sdpa", "eager")
+
+
+def is_routed(model: Any) -> bool:
+    """Whether ``convert`` has been applied to the model."""
+    return getattr(type(model), "is_routing_experts_model", False)
+
+
+def base_model_of(model: Any) -> BaseModel:
+    """What identifies the base model that RoE parts belong to."""
+    text = model.config.get_text_config(decoder=True)
+    return BaseModel(
+        model_type=model.config.model_type,
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        name_or_path=str(getattr(model, "name_or_path", "") or ""),
+    )
+
+
+def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | None = None, seed: int = 0) -> Any:
+    """Gives every routed decoder layer an adapter and a router, in place; the base weights are untouched.
+
+    Args:
+        model: a transformers model of a registered family.
+        config: the method's settings; defaults for None. Its ``base`` is filled in.
+        markers: how prompts mark their turns (``data.markers.find_markers(processor)``); needed for dialogues of
+            several turns.
+        seed: of the new parameters' initialisation.
+
+    Returns:
+        The same model object, now routed.
+
+    Raises:
+        ModelFamilyError: if the family is unknown, the model is converted already, or its attention takes no mask.
+        ConfigError: if ``routed_layers`` does not fit the model.
+    """
+    family = family_of(model)
+    if is_routed(model):
+        raise ModelFamilyError("the model is routed already: a second conversion would lose its routers. Revert it first.")
+    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    if attention not in ATTENTION:
+        raise ModelFamilyError(
+            f"attention implementation {attention!r}: routing tokens need a mask of their own, which it does not take. "
+            f"Load the model with attn_implementation='sdpa' (supported: {', '.join(ATTENTION)})."
+        )
+    config = replace(config or RoEConfig(), base=base_model_of(model))
+    if markers is not None:
+        config = replace(config, markers=markers)
+    hidden_size = config.base.hidden_size  # type: ignore[union-attr]
+    config = replace(config, bottleneck_size=config.bottleneck_size or max(1, hidden_size // 4))
+    layers = family.decoder_layers(model)
+    routed = config.layers_to_route(len(layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for index, layer in enumerate(layers):
+            layer.__class__ = routed_layer_class(type(layer))
+            if index in routed:
+                _add_parts(layer, hidden_size, config)
+        like = next(layers[0].parameters())
+        tokens = initial_routing_tokens(hidden_size, config.routing_token_std)
+        model.routing_tokens = nn.Parameter(tokens.to(device=like.device, dtype=_float_dtype(model)))
+    set_model_class(model)
+    model.roe_config = config
+    return model
+
+
+def revert(model: Any) -> Any:
+    """Takes the RoE parts out again, in place: the base model's class and state dict, as before ``convert``.
+
+    Raises:
+        ModelFamilyError: if the model is not routed.
+    """
+    if not is_routed(model):
+        raise ModelFamilyError(f"{type(model).__name__} is not routed: there is nothing to revert. Convert it first.")
+    for layer in family_of(model).decoder_layers(model):
+        layer.__class__ = type(layer).__base__
+        for name in ("skip_down", "skip_up", "router"):
+            if name in layer._modules:
+                delattr(layer, name)
+    del model.routing_tokens, model.roe_config
+    model.__class__ = type(model).__base__
+    return model
+
+
+def _add_parts(layer: nn.Module, hidden_size: int, config: RoEConfig) -> None:
+    assert config.bottleneck_size is not None
+    like = next(layer.parameters())
+    dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+    down, up = make_adapter(hidden_size, config.bottleneck_size, config.adapter_init)
+    parts = {"skip_down": down, "skip_up": up, "router": make_router(hidden_size)}
+    for name, module in parts.items():
+        layer.add_module(name, module.to(device=like.device, dtype=dtype))
+
+
+def _float_dtype(model: Any) -> torch.dtype:
+    return model.dtype if model.dtype.is_floating_point else torch.float32

@@ -1,0 +1,84 @@
+"""The registry itself: declaration, duplicates refused, names listable."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from routing_experts.errors import ModelFamilyError
+
+_BUILT_IN = ("llama", "llava")
+_REGISTERED: dict[str, "Family"] = {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What routing must know of a model type.
+
+    Attributes:
+        model_type: transformers' name of it.
+        image_token_attributes: the config's attributes that hold ids of visual tokens; none for text models.
+        description: one line for ``roe families`` and error messages.
+    """
+
+    model_type: str
+    image_token_attributes: tuple[str, ...] = ()
+    description: str = ""
+
+    def image_token_ids(self, config: Any) -> tuple[int, ...]:
+        """The ids that stand for visual features in a prompt."""
+        return tuple(int(getattr(config, name)) for name in self.image_token_attributes)
+
+    def decoder_layers(self, model: Any) -> nn.ModuleList:
+        """The decoder's layers, in order."""
+        num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        found = [
+            module
+            for module in model.get_decoder().modules()
+            if isinstance(module, nn.ModuleList) and len(module) == num_layers
+        ]
+        if not found:
+            raise ModelFamilyError(
+                f"a {self.model_type} model whose decoder has no list of {num_layers} layers: its shape is not the one "
+                "that transformers gives it. Load it with transformers' own class."
+            )
+        return found[0]
+
+
+def register(family: Family) -> None:
+    """Adds a family.
+
+    Raises:
+        ModelFamilyError: if its model type is registered already.
+    """
+    if family.model_type in _REGISTERED:
+        raise ModelFamilyError(
+            f"family {family.model_type!r} is registered already: a second one would silently replace it. "
+            "Remove one of the two registrations."
+        )
+    _REGISTERED[family.model_type] = family
+
+
+def known_families() -> dict[str, Family]:
+    """All families by model type, the built-in ones loaded on first use."""
+    for name in _BUILT_IN:
+        importlib.import_module(f"routing_experts.models.families.{name}")
+    return dict(sorted(_REGISTERED.items()))
+
+
+def family_of(model: Any) -> Family:
+    """The family of a transformers model.
+
+    Raises:
+        ModelFamilyError: if it is not a transformers model, or its type is not registered.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    families = known_families()
+    if model_type not in families:
+        raise ModelFamilyError(
+            f"model type {model_type!r} of {type(model).__name__}: routing knows the families {', '.join(families)}. "
+            "Register another with routing_experts.models.families.register(Family(model_type=..., ...)), or, if the "
+            "model is wrapped (DDP, PEFT), convert the inner model first and wrap it then."
+        )
+    return families[model_type]

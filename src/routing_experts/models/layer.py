@@ -1,0 +1,216 @@
+"""The routed decoder layer: the base layer's own class, subclassed on the fly and swapped in.
+
+Base weights keep their names, and the swapped class its base's names, because key conversion, wrapping and device
+maps match on them. One layer serves training, prefill and decoding; all it knows about a call comes with the call, in
+the routing context or in the cache.
+
+Two layouts, one result. *Two-call*: ordinary tokens go through the base's ``forward`` untouched (hence bitwise the
+base when all layers are kept), then the routing tokens as extra queries over the first call's keys and values.
+*Fused*: both in one call under an extended mask, which reads the weights once.
+
+Shapes: B examples, T tokens, R routing tokens, D hidden.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
+from routing_experts.models.context import RoutingContext
+from routing_experts.nn.adapter import skip_path
+from routing_experts.nn.gates import gate_weights
+from routing_experts.nn.router import keeps, router_logits
+
+BY_ROW = ("attention_mask", "position_ids", "position_embeddings")  # what a layer is called with, a row an example
+
+
+def disguise(base: type, body: dict[str, Any]) -> type:
+    """A subclass that calls itself what its base is called: transformers and accelerate match on class names."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base)(base.__name__, (base,), body | names)
+
+
+@functools.cache
+def routed_layer_class(base: type) -> type:
+    """The routed subclass of a decoder layer's class; one a class, so that equal layers stay of one class."""
+    run = base.forward  # type: ignore[attr-defined]
+
+    def forward(
+        self: nn.Module,
+        hidden_states: Tensor,
+        *args: Any,
+        routing: RoutingContext | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        assert not args, "transformers calls decoder layers by keyword"
+        call = _LayerCall(self, run, routing, past_key_values, kwargs)
+        if routing is not None and routing.gate is not None:
+            return call.mix(hidden_states)
+        if routing is not None:
+            return call.prefill(hidden_states)
+        return call.follow(hidden_states)
+
+    return disguise(base, {"forward": forward, "is_routing_experts_layer": True})
+
+
+class _LayerCall:
+    """One call of one layer, with what it was given."""
+
+    def __init__(self, layer: Any, run: Any, routing: RoutingContext | None, cache: Any, kwargs: dict[str, Any]) -> None:
+        self.layer, self.run, self.routing, self.cache, self.kwargs = layer, run, routing, cache, kwargs
+        self.index: int = layer.self_attn.layer_idx
+        self.is_routed = "skip_down" in layer._modules
+        self.slot: RoutedCacheLayer | None = cache.layers[self.index] if isinstance(cache, RoutedCache) else None
+
+    def follow(self, hidden: Tensor) -> Tensor:
+        """A decoding step: the route that the prefill chose and the cache holds."""
+        slot = self.slot
+        if slot is None or slot.all_keep:
+            return self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
+        if not slot.any_keep:
+            slot.skip(hidden.shape[1])
+            return self.adapt(hidden)
+        kept, skipped = slot.kept_rows.to(hidden.device), slot.skipped_rows.to(hidden.device)
+        ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden)))
+        return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
+
+    def prefill(self, hidden: Tensor) -> Tensor:
+        """Decides for each row, then runs the layer on the rows that keep it, the adapter on the others."""
+        assert self.routing is not None
+        routing = self.routing
+        tokens = routing.tokens.get(self.index)
+        if not self.is_routed:
+            return self._run_all(hidden, tokens)
+        keep = self._decide(tokens)
+        routing.keep[self.index] = keep
+        if self.slot is not None:
+            self.slot.set_keep(keep)
+        if bool(keep.all()):
+            return self._run_all(hidden, tokens)
+        carries = tokens is not None and routing.carries_after(self.index)
+        if not bool(keep.any()):
+            if self.slot is not None:
+                self.slot.skip(hidden.shape[1])
+            if carries:
+                routing.tokens[self.index + 1] = self.adapt(tokens)
+            return self.adapt(hidden)
+        kept, skipped = keep.nonzero()[:, 0].to(hidden.device), (~keep).nonzero()[:, 0].to(hidden.device)
+        if not carries:
+            ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden)))
+            return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
+        assert tokens is not None
+        ran, ran_tokens = self.run_both(hidden[kept], tokens[kept], kept)
+        routing.tokens[self.index + 1] = _merge(tokens, kept, ran_tokens, skipped, self.adapt(tokens[skipped]))
+        return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
+
+    def mix(self, hidden: Tensor) -> Tensor:
+        """Training: both paths, mixed by each token's turn weights (Wu et al., ICLR 2025)."""
+        routing = self.routing
+        assert routing is not None and routing.gate is not None
+        tokens = routing.tokens.get(self.index)
+        if not self.is_routed:
+            return self._run_all(hidden, tokens)
+        batch, num_routing = len(hidden), routing.num_tokens
+        if tokens is None:
+            logits = hidden.new_zeros(batch, num_routing - 1, 2)
+        else:
+            normed = self.layer.input_layernorm(tokens)
+            logits = router_logits(normed, self.layer.router)
+        weights = gate_weights(routing.gate, logits, routing.valid_BQ, routing.keys_B, self.index).to(hidden.dtype)
+        routing.logits.setdefault(self.index, logits)
+        routing.weights.setdefault(self.index, weights)
+        by_token = weights.gather(1, routing.turns_BT[..., None].expand(-1, -1, 2))
+        if tokens is not None and routing.carries_after(self.index):
+            ran, ran_tokens = self.run_both(hidden, tokens)
+            mixed_tokens = weights[..., :1] * ran_tokens + weights[..., 1:] * self.adapt(tokens, normed)
+            routing.tokens.setdefault(self.index + 1, mixed_tokens)
+        else:
+            ran = self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
+        return by_token[..., :1] * ran + by_token[..., 1:] * self.adapt(hidden)
+
+    def run_both(self, hidden: Tensor, tokens: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The base layer on ordinary and routing tokens [B, T, D], [B, R, D]; ``rows`` says which of the batch."""
+        assert self.routing is not None
+        batch = len(self.routing.first_real_B)
+        kwargs = self.kwargs if rows is None else _rows(self.kwargs, rows, batch)
+        rotary = self.routing.routing_rotary(self.kwargs["position_embeddings"])
+        rotary = rotary if rows is None else tuple(c[rows] for c in rotary)
+        additive = self.layer.self_attn.config._attn_implementation == "eager"
+        if self.routing.layout == "fused":
+            return self._run_fused(hidden, tokens, rows, kwargs, rotary, additive)
+        tap = KeyValueTap(self.cache)
+        ran = self.run(self.layer, hidden, past_key_values=tap, **kwargs)
+        mask = self.routing.span_mask(hidden.dtype, additive)
+        mask = mask if rows is None else mask[rows]
+        beside = kwargs | {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
+        return ran, self.run(self.layer, tokens, past_key_values=BehindTap(tap), **beside)
+
+    def adapt(self, hidden: Tensor, normed: Tensor | None = None) -> Tensor:
+        """The skip path."""
+        normed = self.layer.input_layernorm(hidden) if normed is None else normed
+        return skip_path(hidden, normed, self.layer.skip_down, self.layer.skip_up)
+
+    def _decide(self, tokens: Tensor | None) -> Tensor:
+        """Bool [B] on the host: the one synchronisation of a routed layer, at prefill only."""
+        routing = self.routing
+        assert routing is not None
+        if routing.route_BL is not None:
+            return routing.route_BL[:, self.index]
+        assert tokens is not None
+        logits = router_logits(self.layer.input_layernorm(tokens), self.layer.router)
+        routing.logits.setdefault(self.index, logits)
+        return keeps(logits[:, -1], routing.keep_bias).cpu()
+
+    def _run_all(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+        """Every row runs; routing tokens come along while a later layer needs them."""
+        assert self.routing is not None
+        if tokens is None or not self.routing.carries_after(self.index):
+            return self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
+        ran, ran_tokens = self.run_both(hidden, tokens)
+        self.routing.tokens.setdefault(self.index + 1, ran_tokens)
+        return ran
+
+    def _run_fused(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        rows: Tensor | None,
+        kwargs: dict[str, Any],
+        rotary: tuple[Tensor, ...],
+        additive: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """One call of T + R tokens; the cache stores the first T."""
+        assert self.routing is not None
+        num_routing = tokens.shape[1]
+        mask = self.routing.fused_mask(self.kwargs.get("attention_mask"), hidden.dtype, additive)
+        positions = tuple(
+            torch.cat([c.expand(len(hidden), -1, -1), r.expand(-1, num_routing, -1)], dim=1)
+            for c, r in zip(kwargs["position_embeddings"], rotary, strict=True)
+        )
+        together = kwargs | {
+            "attention_mask": mask if rows is None else mask[rows],
+            "position_embeddings": positions,
+            "position_ids": None,
+        }
+        tap = KeyValueTap(self.cache, num_hidden_last=num_routing)
+        out = self.run(self.layer, torch.cat([hidden, tokens], dim=1), past_key_values=tap, **together)
+        return out[:, :-num_routing], out[:, -num_routing:]
+
+
+def _rows(kwargs: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+    """The keywords of some rows: masks, positions and rotary tables that have a row an example."""
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.shape[0] == batch:
+            return value[rows]
+        return tuple(pick(v) for v in value) if isinstance(value, tuple) else value
+
+    return kwargs | {name: pick(kwargs[name]) for name in BY_ROW if kwargs.get(name) is not None}
+
+
+def _merge(like: Tensor, kept: Tensor, ran: Tensor, skipped: Tensor, adapted: Tensor) -> Tensor:
+    """Puts the two groups of rows back in order."""
+    return torch.empty_like(like).index_copy(0, kept, ran).index_copy(0, skipped, adapted)

@@ -1,0 +1,144 @@
+"""The routed model: the base model's own class, subclassed on the fly, whose calls carry a routing context."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from routing_experts.config import RoEConfig
+from routing_experts.errors import RouteError
+from routing_experts.models.cache import RoutedCache
+from routing_experts.models.context import RoutingContext
+from routing_experts.models.families import family_of
+from routing_experts.models.layer import disguise
+from routing_experts.models.options import RoutingOptions, route_rows
+from routing_experts.models.spans import only_last_question, open_history, segments_from_ids
+
+_REFUSED_IN_GENERATE = {
+    "assistant_model": "assisted decoding would have to undo routing decisions",
+    "prompt_lookup_num_tokens": "assisted decoding would have to undo routing decisions",
+    "prefill_chunk_size": "a route is decided from the whole prompt, which chunked prefill does not show at once",
+    "cache_implementation": "static, quantised and offloaded caches hold every row of every layer",
+}
+
+
+@functools.cache
+def routed_model_class(base: type) -> type:
+    """The routed subclass of a model's class; it keeps the base's names and signatures."""
+    base_forward, base_generate = base.forward, base.generate  # type: ignore[attr-defined]
+
+    @functools.wraps(base_forward)  # Trainer and generate look at the signature
+    def forward(
+        self: Any, *args: Any, routing: RoutingContext | None = None, routing_options: Any = None, **kwargs: Any
+    ) -> Any:
+        if routing is None:
+            routing = _context_of_call(self, args, kwargs, routing_options)
+        if routing is None:
+            return base_forward(self, *args, **kwargs)
+        if routing.carries_tokens and 0 not in routing.tokens:
+            routing.start(self.routing_tokens)
+        return base_forward(self, *args, routing=routing, **kwargs)
+
+    @functools.wraps(base_generate)
+    def generate(self: Any, *args: Any, routing_options: RoutingOptions | None = None, **kwargs: Any) -> Any:
+        _check_generate(self, kwargs, routing_options)
+        uses_cache = kwargs.get("use_cache", self.generation_config.use_cache) is not False
+        if uses_cache and kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = RoutedCache(self.config, routing_options)
+        return base_generate(self, *args, **kwargs)
+
+    return disguise(base, {"forward": forward, "generate": generate, "is_routing_experts_model": True})
+
+
+def routing_context(
+    model: Any,
+    segment_ids_BT: Tensor,
+    options: RoutingOptions | None = None,
+    **training: Any,
+) -> RoutingContext:
+    """The context of one forward, for segment ids that the caller knows.
+
+    Args:
+        model: a converted model.
+        segment_ids_BT: as in ``models.spans``; for a hard decision the last question's routing token decides.
+        options: of a hard decision.
+        **training: ``gate`` and ``keys_B`` while training.
+    """
+    config: RoEConfig = model.roe_config
+    options = options or RoutingOptions()
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    routed = config.layers_to_route(num_layers)
+    route_BL = None
+    if options.route is not None:
+        route_BL = route_rows(options.route, len(segment_ids_BT), num_layers, routed)
+    if "gate" not in training:
+        narrow = open_history if config.text_span == "history" else only_last_question
+        segment_ids_BT = narrow(segment_ids_BT)
+    return RoutingContext.from_segments(
+        segment_ids_BT,
+        route_BL=route_BL,
+        keep_bias=config.keep_bias if options.keep_bias is None else options.keep_bias,
+        layout=options.layout or config.layout,
+        last_routed=routed[-1],
+        **training,
+    )
+
+
+def _context_of_call(model: Any, args: tuple, kwargs: dict[str, Any], options: Any) -> RoutingContext | None:
+    """The context of a call that brings none: a prefill decides hard, a decoding step follows its cache."""
+    cache = kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        if not isinstance(cache, RoutedCache):
+            raise RouteError(
+                f"past_key_values of type {type(cache).__name__} with a past: a routed model's cache knows which layers "
+                "each row skips. Start from RoutedCache(model.config)."
+            )
+        return None
+    input_ids = args[0] if args else kwargs.get("input_ids")
+    if input_ids is None:
+        raise RouteError(
+            "a call without input_ids: the context and question that routing reads are found from token ids. Pass "
+            "input_ids, or a ready `routing=routing_context(model, segment_ids)` beside inputs_embeds."
+        )
+    if isinstance(cache, RoutedCache):
+        options = options or cache.options
+    elif cache is not None:
+        raise RouteError(
+            f"past_key_values of type {type(cache).__name__}: a routed model needs its own cache, since skipped layers "
+            "hold nothing. Pass RoutedCache(model.config), or leave it out."
+        )
+    elif not model.training and kwargs.get("use_cache", model.config.get_text_config(decoder=True).use_cache):
+        kwargs["past_key_values"] = RoutedCache(model.config, options)
+    mask = kwargs.get("attention_mask")
+    image_token_ids = family_of(model).image_token_ids(model.config)
+    two_d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    segments = segments_from_ids(input_ids, two_d, image_token_ids, model.roe_config.markers)
+    return routing_context(model, segments, options)
+
+
+def _check_generate(model: Any, kwargs: dict[str, Any], options: RoutingOptions | None) -> None:
+    for name, reason in _REFUSED_IN_GENERATE.items():
+        value = kwargs.get(name, getattr(kwargs.get("generation_config"), name, None))
+        if value is not None:
+            raise RouteError(f"generate({name}={value!r}) is not supported by routed models: {reason}. Leave it out.")
+    if kwargs.get("use_cache") is False and model.roe_config.markers is None:
+        raise RouteError(
+            "generate(use_cache=False) on a model whose config has no turn markers: without them generated tokens "
+            "would count as part of the question and change the route. Convert with processor=..., or use the cache."
+        )
+    if options is not None and (kwargs.get("past_key_values") is not None or kwargs.get("use_cache") is False):
+        raise RouteError(
+            "generate(routing_options=...) together with past_key_values or use_cache=False: the options live on the "
+            "cache that generate makes. Pass past_key_values=RoutedCache(model.config, options) instead."
+        )
+
+
+def set_model_class(model: nn.Module) -> None:
+    """Swaps the routed class in."""
+    model.__class__ = routed_model_class(type(model))
+
+
+def initial_routing_tokens(hidden_size: int, std: float) -> nn.Parameter:
+    """The two learned embeddings, image side and text side, [2, D]."""
+    return nn.Parameter(torch.randn(2, hidden_size) * std)

@@ -1,0 +1,196 @@
+"""What a report says in words and numbers: one headline and four tables, made once for console, Markdown and page."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from routing_experts.records import Results, Score, SpeedCase
+
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+NONE = "\N{EM DASH}"
+HEADLINE_BATCHES = (1, 16)
+PHASES = ("generate", "decode", "prefill")  # what users wait for first
+EVEN = 0.005  # a speed-up that rounds to 1.00 is called neither faster nor slower
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of finished texts. Columns up to ``num_texts`` hold words, the others numbers; one row may stand out."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_texts: int = 1
+    highlighted: int | None = None
+    note: str = ""
+
+
+def headline(results: Results) -> str:
+    """What the run achieved, in one sentence."""
+    routed, dense = results.routed, results.dense
+    sentence = (
+        f"{percent(routed.accuracy)} right with {percent(routed.skip_rate)} of the decoder layers skipped, "
+        f"against {percent(dense.accuracy)} dense"
+    )
+    measured = [f"{speed_up_words(case)} at batch {case.batch}" for case in headline_cases(results)]
+    if not measured and results.speed.routed_seconds > 0:
+        measured = [_ratio_words(results.speed.dense_seconds / results.speed.routed_seconds)]
+    return sentence + (f"; measured {' and '.join(measured)}." if measured else ".")
+
+
+def headline_cases(results: Results) -> list[SpeedCase]:
+    """The run's own model at batch 1 and 16: whole answers before parts, mixed routes where there are several rows."""
+    chosen = []
+    for batch in HEADLINE_BATCHES:
+        cases = [case for case in results.speed.cases if case.model == "this" and case.batch == batch]
+        cases.sort(key=lambda case: (PHASES.index(case.phase), case.mixed != (case.batch > 1)))
+        chosen += cases[:1]
+    return chosen
+
+
+def comparison(results: Results) -> Grid:
+    """Every way of running the model, side by side."""
+    tuned_name = "dense, tuned as long"
+    rows = [_compared("dense, base model", results.base, 0.0, results)]
+    if results.tuned is not None:
+        rows.append(_compared(tuned_name, results.tuned, 0.0, results))
+    highlighted = len(rows)
+    rows.append(_compared("routed", results.routed, results.routed.skip_rate, results))
+    rows.append(_compared("same layers always skipped", results.static, results.static.skip_rate, results))
+    rows.append(_compared("layers skipped at random", results.random, results.random.skip_rate, results))
+    source = "the base model" if results.dense.source == "base" else f"“{tuned_name}”"
+    return Grid(
+        "Results",
+        ("model", "accuracy", "95 % interval", "to dense, points", "layers skipped"),
+        tuple(rows),
+        highlighted=highlighted,
+        note=f"{results.questions:,} questions, the same for every row. “Dense” is {source}, the better of "
+        + ("those that were trained." if results.tuned is not None else "what there is: no tuned twin was trained."),
+    )
+
+
+def by_task(results: Results) -> Grid:
+    """Accuracy and skip rate of each task."""
+    rows = tuple(
+        (
+            name,
+            f"{task.questions:,}",
+            percent(task.dense),
+            percent(task.routed),
+            points(task.routed - task.dense),
+            percent(task.skip_rate),
+        )
+        for name, task in results.tasks.items()
+    )
+    return Grid("By task", ("task", "questions", "dense", "routed", "to dense, points", "layers skipped"), rows)
+
+
+def speed(results: Results) -> Grid:
+    """Measured time of each case: medians, with the fastest and slowest repetition."""
+    rows = tuple(
+        (
+            case.name,
+            case.phase,
+            "larger" if case.model == "larger" else "this",
+            "mixed" if case.mixed else "alike",
+            str(case.batch),
+            percent(case.skip_rate),
+            _spread(case.dense_seconds, milliseconds(case)),
+            _spread(case.routed_seconds, milliseconds(case)),
+            times(speed_up(case)),
+        )
+        for case in results.speed.cases
+    )
+    columns = ("case", "phase", "model", "routes", "batch", "layers skipped", "dense", "routed", "speed-up")
+    return Grid("Speed", columns, rows, num_texts=4, note="Medians, with minimum to maximum in brackets.")
+
+
+def surroundings(results: Results) -> Grid:
+    """Where the numbers come from."""
+    facts = {
+        "recipe": results.recipe,
+        "seed": results.seed,
+        "decoder layers": results.num_layers,
+        "whole run": duration(results.seconds_total),
+        **results.environment,
+    }
+    rows = tuple((str(name), NONE if value is None else str(value)) for name, value in facts.items())
+    return Grid("Environment", ("", ""), rows, num_texts=2)
+
+
+def interval(accuracy: float, questions: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of ``questions``; it stays within 0 and 1, unlike the normal one near the ends."""
+    spread = z * math.sqrt(accuracy * (1 - accuracy) / questions + (z / (2 * questions)) ** 2)
+    middle, scale = accuracy + z * z / (2 * questions), 1 + z * z / questions
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def speed_up(case: SpeedCase) -> float:
+    """Dense over routed, of medians; above 1 is faster."""
+    routed = median(case.routed_seconds)
+    return median(case.dense_seconds) / routed if routed > 0 else math.nan
+
+
+def speed_up_words(case: SpeedCase) -> str:
+    """As ``1.25× faster``."""
+    return _ratio_words(speed_up(case))
+
+
+def percent(share: float) -> str:
+    """As ``12.3 %``."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed; what rounds to zero has no sign."""
+    text = f"{abs(100 * difference):.1f}"
+    return text if text == "0.0" else ("+" if difference > 0 else MINUS) + text
+
+
+def times(factor: float) -> str:
+    """As ``1.25×``."""
+    return NONE if math.isnan(factor) else f"{factor:.2f}{TIMES}"
+
+
+def duration(seconds: float) -> str:
+    """As ``3 min 20 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def milliseconds(case: SpeedCase) -> bool:
+    """Whether the case's times read better in milliseconds."""
+    return median(case.dense_seconds) < 1
+
+
+def _compared(name: str, score: Score, skip_rate: float, results: Results) -> tuple[str, ...]:
+    low, high = interval(score.accuracy, results.questions)
+    return (
+        name,
+        percent(score.accuracy),
+        f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}",
+        points(score.accuracy - results.dense.accuracy),
+        percent(skip_rate),
+    )
+
+
+def _spread(seconds: Sequence[float], in_milliseconds: bool) -> str:
+    factor, unit = (1000, "ms") if in_milliseconds else (1, "s")
+    middle, low, high = (_three_digits(factor * value) for value in (median(seconds), min(seconds), max(seconds)))
+    return f"{middle}\N{NO-BREAK SPACE}{unit} ({low}\N{EN DASH}{high})"
+
+
+def _three_digits(value: float) -> str:
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{decimals}f}"
+
+
+def _ratio_words(factor: float) -> str:
+    if math.isnan(factor) or abs(factor - 1) < EVEN:
+        return "no faster"
+    return f"{times(factor)} faster" if factor > 1 else f"{times(1 / factor)} slower"
