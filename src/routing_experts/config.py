@@ -42,6 +42,7 @@ class BaseModel:
     num_layers: int
     vocab_size: int
     name_or_path: str = ""
+    fingerprint: str = ""
 
 
 @dataclass

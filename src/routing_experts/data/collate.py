@@ -3,6 +3,7 @@
 Shapes: B dialogues, T tokens of the longest.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class Collator:
         self.pad_token_id, self.padding_side = pad_token_id, padding_side
 
     def __call__(self, dialogues: Sequence[Encoded]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], and the pictures' tensors."""
+        """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], ``example_keys`` [B], pictures."""
         longest = max(len(dialogue.input_ids) for dialogue in dialogues)
         batch = {
             "input_ids": self._pad([d.input_ids for d in dialogues], longest, self.pad_token_id),
@@ -60,6 +61,7 @@ class Collator:
             "labels": self._pad([d.labels for d in dialogues], longest, IGNORED),
             "segment_ids": self._pad([d.segment_ids for d in dialogues], longest, PADDING),
         }
+        batch["example_keys"] = torch.tensor([example_key(d.id) for d in dialogues])
         names = sorted({name for dialogue in dialogues for name in dialogue.vision})
         for name in names:
             batch[name] = torch.cat([d.vision[name] for d in dialogues if name in d.vision])
@@ -73,3 +75,8 @@ class Collator:
             else:
                 padded[row, length - len(tensor) :] = tensor
         return padded
+
+
+def example_key(record_id: str) -> int:
+    """An integer that identifies a record to random gates: the same on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b(record_id.encode(), digest_size=8).digest(), "little") >> 1

@@ -3,8 +3,8 @@
 T tokens after the processor has expanded each picture's placeholder to its visual tokens; P tokens before that.
 """
 
-import os
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Encoded:
     """One dialogue, ready to be padded into a batch.
 
     Attributes:
-        input_ids, labels, segment_ids: [T] int64 each; labels are -100 outside answers; segments as in ``models.spans``.
+        input_ids, labels, segment_ids: [T] int64 each; labels are -100 outside answers. Segments: see ``models.spans``.
         vision: the processor's tensors of this dialogue's pictures, pictures first (empty without any).
     """
 
@@ -60,7 +60,7 @@ class Encoder:
         """Encodes a dialogue; an unanswered last question gives a prompt for generation, without labels for it.
 
         Raises:
-            RecordError: if pictures and placeholders do not match, a picture cannot be read, or the dialogue is too long.
+            RecordError: if pictures and placeholders do not match, a picture cannot be read, or it is too long.
             PromptError: if the dialogue cannot be laid out, or its text not be followed through the picture expansion.
         """
         try:
@@ -92,7 +92,8 @@ class Encoder:
         segments_T = self._segments(prompt, ids_T, record.id)
         labels_T = np.where((segments_T > CONTEXT) & (segments_T % 2 == 0), ids_T, IGNORED)
         vision = {k: _stack(v) for k, v in features.items() if k not in _NOT_VISION} if images else {}
-        return Encoded(record.id, *map(torch.from_numpy, (ids_T, labels_T, segments_T)), vision)
+        input_ids, labels, segments = map(torch.from_numpy, (ids_T, labels_T, segments_T))
+        return Encoded(record.id, input_ids, labels, segments, vision)
 
     def _segments(self, prompt: Prompt, ids_T: np.ndarray, name: str) -> np.ndarray:
         """Carries the unexpanded text's segments over to the expanded ids.
@@ -180,7 +181,9 @@ def user_header(processor: Any, prompt_format: str) -> str:
     if min(first_start, second_start) < 0:
         return ""
     openings = prompt.text[:first_start], prompt.text[prompt.answer_spans[0][1] : second_start]
-    return os.path.commonprefix([opening[::-1] for opening in openings])[::-1]
+    pairs = zip(*(reversed(opening) for opening in openings), strict=False)
+    same = takewhile(lambda pair: pair[0] == pair[1], pairs)
+    return "".join(character for character, _ in same)[::-1]
 
 
 def _stack(value: Any) -> Tensor:

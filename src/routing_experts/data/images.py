@@ -8,7 +8,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from routing_experts.errors import RecordError
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on damaged files
+# What Pillow raises on damaged files, and (by an assertion) on pictures that were closed before they were loaded.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"{", b"version https://git-lfs")
 
@@ -39,7 +40,6 @@ def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image, record_id: str, name: str) -> Image.Image:
-    image.load()  # before anything reads the header's promises: a cut file must fail here
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise RecordError(

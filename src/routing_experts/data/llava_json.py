@@ -15,7 +15,7 @@ from PIL import Image
 
 from routing_experts.data.images import load_image
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
-from routing_experts.errors import RecordError
+from routing_experts.errors import ConfigError, RecordError
 
 _SPEAKERS = ("human", "gpt", "system")
 _BOM = b"\xef\xbb\xbf"
@@ -30,18 +30,19 @@ def load_records(path: str | Path, image_root: str | Path | None = None, limit: 
         limit: reads only so many of the first records; all of them by default.
 
     Raises:
+        ConfigError: if the limit is below 1.
         RecordError: at the first fault, naming the file, the record's index and id, the field, and the remedy.
     """
     path = Path(path)
     if limit is not None and limit < 1:
-        raise RecordError(
+        raise ConfigError(
             f"{path}: limit={limit}: it is a count of at least 1. Raise it, or leave it out for all records."
         )
     raw = _parse(path)
     if not isinstance(raw, list):
         raise RecordError(
             f"{path}: the top level is {_kind(raw)}, but LLaVA's layout is a list of records. "
-            "Put the records into [ ... ]; of a JSON Lines file, join the lines with commas."
+            "Put the records into [ ... ]."
         )
     if not raw:
         raise RecordError(f"{path}: the list has no records; there is nothing to train or evaluate on. Add some.")
@@ -99,12 +100,19 @@ def _parse(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         offset = skipped + len(text[: error.pos].encode())
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            raise RecordError(
+                f"{path}: another JSON value begins at byte {offset}, so this is JSON Lines, but LLaVA's layout is one "
+                "list of records. Join the lines with commas and put them into [ ... ]."
+            ) from error
         raise RecordError(
             f"{path}: record {_complete_items(text)}: not JSON at byte {offset} of {len(content)} ({error.msg}); every "
             "record before it was read completely. Mend the file there, or fetch it again if it was cut short."
         ) from error
-    except RecursionError as error:
-        raise RecordError(f"{path}: its lists or objects nest too deeply for a set of records. Flatten it.") from error
+    except (RecursionError, ValueError) as error:
+        raise RecordError(
+            f"{path}: it nests too deeply, or holds a number too long, to be a set of records ({error}). Correct it."
+        ) from error
 
 
 def _complete_items(text: str) -> int:
@@ -189,10 +197,11 @@ def _turns(item: dict[str, Any], where: str, num_images: int) -> tuple[str, tupl
     system = spoken.pop(0)[1] if spoken[0][0] == "system" else ""
     shift = len(messages) - len(spoken)
     for place, (speaker, _) in enumerate(spoken):
-        if speaker != ("human", "gpt")[place % 2]:
+        due = ("human", "gpt")[place % 2]
+        if speaker != due:
             raise RecordError(
-                f"{where}, conversations[{place + shift}].from: it is {speaker!r} where {('human', 'gpt')[place % 2]!r} "
-                "must speak: questions and answers alternate, beginning with a question (after a system prompt, if "
+                f"{where}, conversations[{place + shift}].from: it is {speaker!r} where {due!r} must "
+                "speak: questions and answers alternate, beginning with a question (after a system prompt, if "
                 "any). Put the messages in order, or join neighbours of one speaker."
             )
     if not spoken or len(spoken) % 2:
@@ -286,7 +295,9 @@ def _saved_name(image: Path | Image.Image, stem: str, root: Path, where: str) ->
             f"{where}: picture {image} lies outside the image folder {root}, so the file of records could not name it. "
             "Move it there, give another image_root, or pass the opened picture to have it written."
         )
-    return path.relative_to(top).as_posix()
+    name = path.relative_to(top).as_posix()
+    _image_path(name, where, root)
+    return name
 
 
 def _save_picture(image: Path | Image.Image, path: Path, record_id: str) -> None:

@@ -20,7 +20,7 @@ _PROBE = (Turn("Which harbour is nearest?", "Bergen"), Turn("How many boats left
 _SYSTEM = "Reply briefly, and never guess."
 _CHECKS = (
     (Turn("Name the tallest tree.", "the old larch"),),
-    (Turn("What is 18 plus 5?", "23"), Turn("Is that odd?", "yes.")),
+    (Turn("is 18 plus 5 a number below 31?", "23"), Turn("Is that odd?", "yes.")),
     (Turn("Read: 9 0 6", "9, 0 and 6!"), Turn("Again (slowly)", "nine\n\nzero\n\nsix"), Turn("“Größer” als 3?", "")),
 )
 
@@ -61,6 +61,7 @@ def _probe(encoder: Encoder) -> TurnMarkers | None:
         return None
     ids_P, offsets_P2 = tokenize(encoder.processor, prompt.text)
     starts_P, ends_P = offsets_P2.T
+    header_start = question - len(encoder.user_header)
 
     def between(begin: int, stop: int) -> tuple[int, ...]:
         return tuple(ids_P[(starts_P >= begin) & (ends_P <= stop) & (ends_P > starts_P)].tolist())
@@ -68,7 +69,8 @@ def _probe(encoder: Encoder) -> TurnMarkers | None:
     markers = TurnMarkers(
         generation_prompt=between(question + len(first.question), start),
         end_of_answer=between(answer + len(first.answer), end),
-        user_prompt=between(question - len(encoder.user_header), question),
+        # Without its last space, which some tokenizers join to the question's first word.
+        user_prompt=between(header_start, header_start + len(encoder.user_header.rstrip())),
     )
     return markers if markers.generation_prompt and markers.end_of_answer else None
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from routing_experts.config import BaseModel, RoEConfig, TurnMarkers
 from routing_experts.errors import ModelFamilyError
+from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.families import family_of
 from routing_experts.models.layer import routed_layer_class
 from routing_experts.models.model import initial_routing_tokens, set_model_class
@@ -60,10 +61,11 @@ def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | 
             f"attention implementation {attention!r}: routing tokens need a mask of their own, which it does not take. "
             f"Load the model with attn_implementation='sdpa' (supported: {', '.join(ATTENTION)})."
         )
-    config = replace(config or RoEConfig(), base=base_model_of(model))
+    base = replace(base_model_of(model), fingerprint=fingerprint(model))
+    config = replace(config or RoEConfig(), base=base)
     if markers is not None:
         config = replace(config, markers=markers)
-    hidden_size = config.base.hidden_size  # type: ignore[union-attr]
+    hidden_size = base.hidden_size
     config = replace(config, bottleneck_size=config.bottleneck_size or max(1, hidden_size // 4))
     layers = family.decoder_layers(model)
     routed = config.layers_to_route(len(layers))

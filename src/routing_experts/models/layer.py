@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from routing_experts.errors import RouteError
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
 from routing_experts.nn.adapter import skip_path
@@ -48,6 +49,7 @@ def routed_layer_class(base: type) -> type:
         assert not args, "transformers calls decoder layers by keyword"
         call = _LayerCall(self, run, routing, past_key_values, kwargs)
         if routing is not None and routing.gate is not None:
+            _refuse_reentrant_checkpointing(self)
             return call.mix(hidden_states)
         if routing is not None:
             return call.prefill(hidden_states)
@@ -198,6 +200,17 @@ class _LayerCall:
         tap = KeyValueTap(self.cache, num_hidden_last=num_routing)
         out = self.run(self.layer, torch.cat([hidden, tokens], dim=1), past_key_values=tap, **together)
         return out[:, :-num_routing], out[:, -num_routing:]
+
+
+def _refuse_reentrant_checkpointing(layer: Any) -> None:
+    """Reentrant checkpointing runs a layer without a graph, so what it writes to the context gets no gradient."""
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        settings = getattr(layer._gradient_checkpointing_func, "keywords", {})
+        if settings.get("use_reentrant", False):
+            raise RouteError(
+                "gradient checkpointing with use_reentrant=True: it loses the routing tokens' gradients without an "
+                "error. Enable it with gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
 
 
 def _rows(kwargs: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:

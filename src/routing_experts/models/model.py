@@ -1,6 +1,8 @@
 """The routed model: the base model's own class, subclassed on the fly, whose calls carry a routing context."""
 
 import functools
+import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from routing_experts.config import RoEConfig
 from routing_experts.errors import RouteError
 from routing_experts.models.cache import RoutedCache
+from routing_experts.models.checkpoint import save_routed
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.families import family_of
 from routing_experts.models.layer import disguise
@@ -18,6 +21,8 @@ from routing_experts.models.spans import only_last_question, open_history, segme
 _REFUSED_IN_GENERATE = {
     "assistant_model": "assisted decoding would have to undo routing decisions",
     "prompt_lookup_num_tokens": "assisted decoding would have to undo routing decisions",
+    "assistant_early_exit": "assisted decoding would have to undo routing decisions",
+    "use_mtp": "assisted decoding would have to undo routing decisions",
     "prefill_chunk_size": "a route is decided from the whole prompt, which chunked prefill does not show at once",
     "cache_implementation": "static, quantised and offloaded caches hold every row of every layer",
 }
@@ -27,28 +32,36 @@ _REFUSED_IN_GENERATE = {
 def routed_model_class(base: type) -> type:
     """The routed subclass of a model's class; it keeps the base's names and signatures."""
     base_forward, base_generate = base.forward, base.generate  # type: ignore[attr-defined]
+    forward_names = list(inspect.signature(base_forward).parameters)[1:]
+    generate_names = list(inspect.signature(base_generate).parameters)[1:]
 
     @functools.wraps(base_forward)  # Trainer and generate look at the signature
     def forward(
         self: Any, *args: Any, routing: RoutingContext | None = None, routing_options: Any = None, **kwargs: Any
     ) -> Any:
+        kwargs |= dict(zip(forward_names, args, strict=False))
         if routing is None:
-            routing = _context_of_call(self, args, kwargs, routing_options)
+            routing = _context_of_call(self, kwargs, routing_options)
         if routing is None:
-            return base_forward(self, *args, **kwargs)
+            return base_forward(self, **kwargs)
         if routing.carries_tokens and 0 not in routing.tokens:
             routing.start(self.routing_tokens)
-        return base_forward(self, *args, routing=routing, **kwargs)
+        return base_forward(self, routing=routing, **kwargs)
 
     @functools.wraps(base_generate)
     def generate(self: Any, *args: Any, routing_options: RoutingOptions | None = None, **kwargs: Any) -> Any:
+        kwargs |= dict(zip(generate_names, args, strict=False))
         _check_generate(self, kwargs, routing_options)
-        uses_cache = kwargs.get("use_cache", self.generation_config.use_cache) is not False
-        if uses_cache and kwargs.get("past_key_values") is None:
+        if _asked_of_generate(self, kwargs, "use_cache") is not False and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = RoutedCache(self.config, routing_options)
-        return base_generate(self, *args, **kwargs)
+        return base_generate(self, **kwargs)
 
-    return disguise(base, {"forward": forward, "generate": generate, "is_routing_experts_model": True})
+    def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes the RoE parts beside the base's weights; ``base_weights=False`` writes the RoE parts alone."""
+        save_routed(self, save_directory, **kwargs)
+
+    body = {"forward": forward, "generate": generate, "save_pretrained": save_pretrained}
+    return disguise(base, body | {"is_routing_experts_model": True})
 
 
 def routing_context(
@@ -85,7 +98,7 @@ def routing_context(
     )
 
 
-def _context_of_call(model: Any, args: tuple, kwargs: dict[str, Any], options: Any) -> RoutingContext | None:
+def _context_of_call(model: Any, kwargs: dict[str, Any], options: Any) -> RoutingContext | None:
     """The context of a call that brings none: a prefill decides hard, a decoding step follows its cache."""
     cache = kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
@@ -95,7 +108,7 @@ def _context_of_call(model: Any, args: tuple, kwargs: dict[str, Any], options: A
                 "each row skips. Start from RoutedCache(model.config)."
             )
         return None
-    input_ids = args[0] if args else kwargs.get("input_ids")
+    input_ids = kwargs.get("input_ids")
     if input_ids is None:
         raise RouteError(
             "a call without input_ids: the context and question that routing reads are found from token ids. Pass "
@@ -108,8 +121,10 @@ def _context_of_call(model: Any, args: tuple, kwargs: dict[str, Any], options: A
             f"past_key_values of type {type(cache).__name__}: a routed model needs its own cache, since skipped layers "
             "hold nothing. Pass RoutedCache(model.config), or leave it out."
         )
-    elif not model.training and kwargs.get("use_cache", model.config.get_text_config(decoder=True).use_cache):
-        kwargs["past_key_values"] = RoutedCache(model.config, options)
+    elif not model.training:
+        use_cache = kwargs.get("use_cache")
+        if model.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache:
+            kwargs["past_key_values"] = RoutedCache(model.config, options)
     mask = kwargs.get("attention_mask")
     image_token_ids = family_of(model).image_token_ids(model.config)
     two_d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -119,19 +134,27 @@ def _context_of_call(model: Any, args: tuple, kwargs: dict[str, Any], options: A
 
 def _check_generate(model: Any, kwargs: dict[str, Any], options: RoutingOptions | None) -> None:
     for name, reason in _REFUSED_IN_GENERATE.items():
-        value = kwargs.get(name, getattr(kwargs.get("generation_config"), name, None))
-        if value is not None:
+        value = _asked_of_generate(model, kwargs, name)
+        if value is not None and value is not False:
             raise RouteError(f"generate({name}={value!r}) is not supported by routed models: {reason}. Leave it out.")
-    if kwargs.get("use_cache") is False and model.roe_config.markers is None:
+    uses_cache = _asked_of_generate(model, kwargs, "use_cache") is not False
+    if not uses_cache and model.roe_config.markers is None:
         raise RouteError(
             "generate(use_cache=False) on a model whose config has no turn markers: without them generated tokens "
             "would count as part of the question and change the route. Convert with processor=..., or use the cache."
         )
-    if options is not None and (kwargs.get("past_key_values") is not None or kwargs.get("use_cache") is False):
+    if options is not None and (kwargs.get("past_key_values") is not None or not uses_cache):
         raise RouteError(
             "generate(routing_options=...) together with past_key_values or use_cache=False: the options live on the "
             "cache that generate makes. Pass past_key_values=RoutedCache(model.config, options) instead."
         )
+
+
+def _asked_of_generate(model: Any, kwargs: dict[str, Any], name: str) -> Any:
+    """A generation setting as generate will see it: a keyword, else the given config's, else the model's own."""
+    places = (kwargs.get("generation_config"), model.generation_config)
+    found = [kwargs.get(name), *(getattr(place, name, None) for place in places)]
+    return next((value for value in found if value is not None), None)
 
 
 def set_model_class(model: nn.Module) -> None:

@@ -50,15 +50,15 @@ def gate_weights(settings: GateSettings, logits_BQ2: Tensor, valid_BQ: Tensor, k
         layer: the layer's index.
 
     Returns:
-        [B, R, 2], each pair summing to one.
+        [B, R, 2], each pair summing to one; float32, or float64 for logits of that dtype.
     """
-    draws = uniform(settings.seed, settings.step, keys_B, layer, logits_BQ2.shape[1])
+    # At least float32: bfloat16 draws tie once in some hundred times, and a tie skips.
+    perturbed = logits_BQ2.to(torch.promote_types(logits_BQ2.dtype, torch.float32))
+    draws = uniform(settings.seed, settings.step, keys_B, layer, logits_BQ2.shape[1]).to(perturbed.dtype)
     if settings.kind == "random":
-        perturbed = draws.to(logits_BQ2.dtype)
+        perturbed = draws
     elif settings.kind == "gumbel_straight_through":
-        perturbed = logits_BQ2 - torch.log(-torch.log(draws)).to(logits_BQ2.dtype)
-    else:
-        perturbed = logits_BQ2
+        perturbed = perturbed - torch.log(-torch.log(draws))
     keep_bias = torch.zeros(2, dtype=perturbed.dtype, device=perturbed.device)
     keep_bias[KEEP] = settings.bias
     rows_BR2 = with_context(perturbed + keep_bias, valid_BQ)
@@ -68,7 +68,7 @@ def gate_weights(settings: GateSettings, logits_BQ2: Tensor, valid_BQ: Tensor, k
     if settings.kind == "softmax":
         return soft_BR2
     assert settings.kind in ("straight_through", "gumbel_straight_through")
-    return one_hot(rows_BR2) + soft_BR2 - soft_BR2.detach()
+    return one_hot(rows_BR2) + (soft_BR2 - soft_BR2.detach())  # in this order exactly one-hot: (1 + s) - s rounds
 
 
 def one_hot(rows_BR2: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def uniform(seed: int, step: int, keys_B: Tensor, layer: int, num_turns: int) ->
     """Draws from the open interval (0, 1), [B, Q, 2] float32, by hashing their coordinates."""
     state_B = keys_B.to(torch.int64)
     for coordinate in (seed, step, layer):
-        state_B = _mix(state_B + _GOLDEN * (coordinate + 1))
+        state_B = _mix(state_B + _wrap(_GOLDEN * (coordinate + 1)))
     offsets = torch.arange(2 * num_turns, device=keys_B.device, dtype=torch.int64).view(num_turns, 2)
     bits = _mix(state_B[:, None, None] + _GOLDEN * (offsets + 1))
     return ((_shift(bits, 41)).to(torch.float32) + 0.5) / 2**23
@@ -92,6 +92,11 @@ def _mix(state: Tensor) -> Tensor:
     state = (state ^ _shift(state, 30)) * _MIX_1
     state = (state ^ _shift(state, 27)) * _MIX_2
     return state ^ _shift(state, 31)
+
+
+def _wrap(value: int) -> int:
+    """A Python integer modulo 2^64 as a signed one; torch takes no larger."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

@@ -19,7 +19,9 @@ def cross_entropy_per_example(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """
     targets_BT = labels_BT[:, 1:]
     scored_BT = targets_BT != IGNORED
-    losses = F.cross_entropy(logits_BTV[:, :-1][scored_BT].float(), targets_BT[scored_BT], reduction="none")
+    logits = logits_BTV[:, :-1][scored_BT]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits, targets_BT[scored_BT], reduction="none")
     row_of = scored_BT.nonzero()[:, 0]
     total_B = torch.zeros(len(labels_BT), device=losses.device, dtype=losses.dtype).index_add(0, row_of, losses)
     return total_B / scored_BT.sum(1).clamp_min(1)

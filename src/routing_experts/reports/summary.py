@@ -31,7 +31,7 @@ def headline(results: Results) -> str:
     """What the run achieved, in one sentence."""
     routed, dense = results.routed, results.dense
     sentence = (
-        f"{percent(routed.accuracy)} right with {percent(routed.skip_rate)} of the decoder layers skipped, "
+        f"{percent(routed.accuracy)} of answers right with {percent(routed.skip_rate)} of the decoder layers skipped, "
         f"against {percent(dense.accuracy)} dense"
     )
     measured = [f"{speed_up_words(case)} at batch {case.batch}" for case in headline_cases(results)]
@@ -52,22 +52,26 @@ def headline_cases(results: Results) -> list[SpeedCase]:
 
 def comparison(results: Results) -> Grid:
     """Every way of running the model, side by side."""
-    tuned_name = "dense, tuned as long"
-    rows = [_compared("dense, base model", results.base, 0.0, results)]
+    base_name, tuned_name = "dense, base model", "dense, tuned as long"
+    rows = [_compared(base_name, results.base, 0.0, results)]
     if results.tuned is not None:
         rows.append(_compared(tuned_name, results.tuned, 0.0, results))
     highlighted = len(rows)
     rows.append(_compared("routed", results.routed, results.routed.skip_rate, results))
     rows.append(_compared("same layers always skipped", results.static, results.static.skip_rate, results))
     rows.append(_compared("layers skipped at random", results.random, results.random.skip_rate, results))
-    source = "the base model" if results.dense.source == "base" else f"“{tuned_name}”"
+    if results.tuned is None:
+        reference = "“Dense” is the base model; it was not tuned on the same records for comparison."
+    else:
+        reference = (
+            f"“Dense” is “{base_name if results.dense.source == 'base' else tuned_name}”, the better of the two."
+        )
     return Grid(
         "Results",
-        ("model", "accuracy", "95 % interval", "to dense, points", "layers skipped"),
+        ("model", "accuracy", "layers skipped", "to dense, points", "95 % interval"),
         tuple(rows),
         highlighted=highlighted,
-        note=f"{results.questions:,} questions, the same for every row. “Dense” is {source}, the better of "
-        + ("those that were trained." if results.tuned is not None else "what there is: no tuned twin was trained."),
+        note=f"{results.questions:,} questions, the same for every row. {reference}",
     )
 
 
@@ -87,24 +91,27 @@ def by_task(results: Results) -> Grid:
     return Grid("By task", ("task", "questions", "dense", "routed", "to dense, points", "layers skipped"), rows)
 
 
-def speed(results: Results) -> Grid:
-    """Measured time of each case: medians, with the fastest and slowest repetition."""
+def speed(results: Results, ranges: bool = True) -> Grid:
+    """Measured time of each case: medians and, with ``ranges``, the fastest and slowest repetition."""
     rows = tuple(
         (
             case.name,
             case.phase,
-            "larger" if case.model == "larger" else "this",
-            "mixed" if case.mixed else "alike",
-            str(case.batch),
+            case.model,
+            f"{case.batch} mixed" if case.mixed else str(case.batch),
             percent(case.skip_rate),
-            _spread(case.dense_seconds, milliseconds(case)),
-            _spread(case.routed_seconds, milliseconds(case)),
             times(speed_up(case)),
+            _measured(case, case.dense_seconds, ranges),
+            _measured(case, case.routed_seconds, ranges),
         )
         for case in results.speed.cases
     )
-    columns = ("case", "phase", "model", "routes", "batch", "layers skipped", "dense", "routed", "speed-up")
-    return Grid("Speed", columns, rows, num_texts=4, note="Medians, with minimum to maximum in brackets.")
+    columns = ("case", "phase", "model", "batch", "skipped", "speed-up", "dense", "routed")
+    note = "Medians, with minimum to maximum in brackets. " if ranges else "Medians. "
+    note += "In a mixed batch the rows take different routes."
+    if any(case.model == "larger" for case in results.speed.cases):
+        note += " The larger model has random weights and shows what routing saves where layers weigh more."
+    return Grid("Speed", columns, rows, num_texts=3, note=note)
 
 
 def surroundings(results: Results) -> Grid:
@@ -163,26 +170,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def milliseconds(case: SpeedCase) -> bool:
-    """Whether the case's times read better in milliseconds."""
-    return median(case.dense_seconds) < 1
-
-
 def _compared(name: str, score: Score, skip_rate: float, results: Results) -> tuple[str, ...]:
     low, high = interval(score.accuracy, results.questions)
     return (
         name,
         percent(score.accuracy),
-        f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}",
-        points(score.accuracy - results.dense.accuracy),
         percent(skip_rate),
+        points(score.accuracy - results.dense.accuracy),
+        f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}",
     )
 
 
-def _spread(seconds: Sequence[float], in_milliseconds: bool) -> str:
-    factor, unit = (1000, "ms") if in_milliseconds else (1, "s")
+def _measured(case: SpeedCase, seconds: Sequence[float], ranges: bool) -> str:
+    # Both of a case's times in one unit, whichever side of a second they fall.
+    factor, unit = (1000, "ms") if median(case.dense_seconds) < 1 else (1, "s")
     middle, low, high = (_three_digits(factor * value) for value in (median(seconds), min(seconds), max(seconds)))
-    return f"{middle}\N{NO-BREAK SPACE}{unit} ({low}\N{EN DASH}{high})"
+    return f"{middle}\N{NO-BREAK SPACE}{unit}" + (f" ({low}\N{EN DASH}{high})" if ranges else "")
 
 
 def _three_digits(value: float) -> str:

@@ -9,26 +9,30 @@ from rich.text import Text
 from routing_experts.records import Results
 from routing_experts.reports.summary import Grid, by_task, comparison, headline, speed
 
+WIDE_CONSOLE = 110  # characters; narrower ones get medians without their ranges
+
 
 def print_results(results: Results, console: Console | None = None) -> None:
     """Prints headline and tables."""
     console = console or Console()
     console.print(Text(headline(results), style="bold"))
-    for grid in _grids(results):
+    for grid in _grids(results, ranges=console.width >= WIDE_CONSOLE):
         console.print()
         console.print(_rich_table(grid))
         if grid.note:
             console.print(Text(grid.note, style="dim"))
+    if results.speed.note:
+        console.print(Text(results.speed.note))
 
 
 def results_markdown(results: Results) -> str:
     """Headline and tables as Markdown; texts from the records are escaped."""
-    parts = [f"**{_escape(headline(results))}**", *map(_markdown_table, _grids(results))]
-    return "\n\n".join(parts) + "\n"
+    parts = [f"**{_escape(headline(results))}**", *map(_markdown_table, _grids(results)), _escape(results.speed.note)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _grids(results: Results) -> list[Grid]:
-    return [grid for grid in (comparison(results), by_task(results), speed(results)) if grid.rows]
+def _grids(results: Results, ranges: bool = True) -> list[Grid]:
+    return [grid for grid in (comparison(results), by_task(results), speed(results, ranges)) if grid.rows]
 
 
 def _rich_table(grid: Grid) -> Table:

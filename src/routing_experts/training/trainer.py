@@ -1,5 +1,9 @@
-"""The one trainer: the Hugging Face Trainer with RoE's loss, parameter groups and schedule."""
+"""The one trainer: the Hugging Face Trainer with RoE's loss, parameter groups and schedule.
 
+Shapes: B examples, T tokens, Q turns, L routed layers.
+"""
+
+import time
 from typing import Any
 
 import torch
@@ -7,7 +11,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from routing_experts.nn.losses import cross_entropy_per_example
+from routing_experts.models.context import RoutingContext
+from routing_experts.models.model import routing_context
+from routing_experts.nn.gates import GateSettings
+from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
@@ -20,29 +27,53 @@ class RoETrainer(Trainer):
         recipe: of the whole run.
         stage: the stage that these steps belong to.
         **kwargs: the Trainer's own.
+
+    Attributes:
+        window: sums since the last log, of this process: loss parts, skip rates by layer, batches.
     """
 
     def __init__(self, *, recipe: Recipe, stage: Stage, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.recipe, self.stage = recipe, stage
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples already; accumulation averages it
+        self.window: dict[str, Any] = {}
+        self.started = time.monotonic()
 
     @property
     def progress(self) -> float:
         """The share of the run's optimiser steps that are done."""
         return self.state.global_step / self.recipe.training.steps
 
+    def gate_settings(self) -> GateSettings | None:
+        """The gate at this step; None in a stage that does not route."""
+        if self.stage.gate == "none":
+            return None
+        annealing, roe = self.recipe.annealing, self.recipe.roe
+        bias = annealing.bias_at(self.progress, roe.target_skip_ratio) if self.stage.biased else 0.0
+        if self.stage.gate == "random":
+            bias = annealing.bias_at(0.0, roe.target_skip_ratio)
+        return GateSettings(
+            kind="random" if self.stage.gate == "random" else roe.gate,
+            temperature=annealing.temperature_at(self.progress),
+            bias=bias,
+            seed=self.recipe.training.seed,
+            step=self.state.global_step,
+        )
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over all groups; frozen parameters are listed but get no state."""
+        """AdamW over all groups; frozen parameters are listed but get no state.
+
+        DeepSpeed allots state to whatever is listed, so there only trained parameters are.
+        """
         if self.optimizer is None:
             settings = self.recipe.training
+            named = (model or self.model).named_parameters()
+            if self.is_deepspeed_enabled:
+                named = ((name, parameter) for name, parameter in named if parameter.requires_grad)
             groups = optimizer_groups(
-                (model or self.model).named_parameters(),
-                settings.learning_rate,
-                settings.base_learning_rate,
-                settings.weight_decay,
+                named, settings.learning_rate, settings.base_learning_rate, settings.weight_decay
             )
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
@@ -60,8 +91,74 @@ class RoETrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over examples of CE, plus the sparsity loss where the stage routes."""
-        labels = inputs.pop("labels")
-        inputs.pop("segment_ids")
-        outputs = model(**inputs, use_cache=False)
-        loss = cross_entropy_per_example(outputs.logits, labels).mean()
+        inputs = dict(inputs)
+        labels, segment_ids = inputs.pop("labels"), inputs.pop("segment_ids")
+        keys = inputs.pop("example_keys")
+        gate = self.gate_settings()
+        if gate is None:
+            outputs = model(**inputs, use_cache=False)
+            cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
+            loss = cross_entropy_B.mean()
+            self._note(loss, cross_entropy_B, None)
+        else:
+            context = routing_context(self.accelerator.unwrap_model(model), segment_ids, gate=gate, keys_B=keys)
+            outputs = model(**inputs, routing=context, use_cache=False)
+            cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
+            skip_LBQ = skip_weights(context)
+            roe = self.recipe.roe
+            skip_rate_B = skip_rate_per_example(skip_LBQ, context.valid_BQ)
+            loss = roe_loss(
+                cross_entropy_B, skip_rate_B, roe.target_skip_ratio, roe.sparsity_loss_coef, roe.ce_sharpness
+            ).mean()
+            self._note(loss, cross_entropy_B, rates_by_layer(skip_LBQ, context.valid_BQ))
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the window's means and the gate's state to what the Trainer logs."""
+        if self.window:
+            logs = logs | self._drain()
+        super().log(logs, start_time)
+
+    def _note(self, loss: Tensor, cross_entropy_B: Tensor, rates_L: Tensor | None) -> None:
+        entries = {"total": loss.detach(), "ce": cross_entropy_B.detach().mean()}
+        if rates_L is not None:
+            entries["rates"] = rates_L.detach()
+        for name, value in entries.items():
+            self.window[name] = self.window.get(name, 0) + value
+        self.window["batches"] = self.window.get("batches", 0) + 1
+
+    def _drain(self) -> dict[str, Any]:
+        """The window's means; a fresh window begins."""
+        window, self.window = self.window, {}
+        batches = window["batches"]
+        logs: dict[str, Any] = {
+            "stage": self.stage.name,
+            "ce": float(window["ce"] / batches),
+            "total_loss": float(window["total"] / batches),
+            "seconds": time.monotonic() - self.started,
+        }
+        gate = self.gate_settings()
+        if gate is not None and "rates" in window:
+            num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
+            by_layer = [0.0] * num_layers
+            routed = self.recipe.roe.layers_to_route(num_layers)
+            for layer, rate in zip(routed, (window["rates"] / batches).tolist(), strict=True):
+                by_layer[layer] = rate
+            logs |= {
+                "skip_rate": sum(by_layer) / num_layers,
+                "layer_skip_rates": by_layer,
+                "temperature": gate.temperature,
+                "gate_bias": gate.bias,
+            }
+        return logs
+
+
+def skip_weights(context: RoutingContext) -> Tensor:
+    """Every routed layer's skip weights of every turn [L, B, Q]; the context's row is left out."""
+    return torch.stack([context.weights[layer][:, 1:, 1] for layer in sorted(context.weights)])
+
+
+def rates_by_layer(skip_LBQ: Tensor, valid_BQ: Tensor) -> Tensor:
+    """The mean skip weight of each routed layer over valid turns [L]."""
+    valid = valid_BQ.to(skip_LBQ.dtype)
+    return (skip_LBQ * valid).sum((1, 2)) / valid.sum().clamp_min(1)

@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow lint format digits pocket clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the tested versions; does nothing when they are in place
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing the tested versions into $(VENV); the first time takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+quickstart: setup ## route the pocket model and draw its report
+	$(BIN)/roe quickstart
+
+test: lint ## lint, then the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+
+test-slow: setup ## the tests that train for minutes or start several processes
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
+
+lint: setup ## check style, layout and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## lay out the code and mend what can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+digits: setup ## train routing on the digits task, then evaluate it
+	$(BIN)/roe train digits
+	$(BIN)/roe evaluate runs/digits
+
+pocket: setup ## train the pocket model's weights anew, into runs/pocket
+	$(BIN)/roe train pocket
+
+clean: ## remove .venv, caches and build products; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,151 @@
+"""Checkpoints: the RoE parts in ``roe.safetensors`` beside ``roe_config.json``, with or without the base's weights.
+
+Everything is written to a temporary folder first and renamed into place; ``roe_config.json`` comes last, so that a
+folder that has it is complete. Only safetensors are ever read.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from routing_experts.config import CONFIG_NAME, BaseModel, RoEConfig
+from routing_experts.errors import CheckpointError
+
+WEIGHTS_NAME = "roe.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_ROE_PARTS = ("skip_down", "skip_up", "router", "routing_tokens")
+
+
+def is_roe_key(name: str) -> bool:
+    """Whether a state-dict key belongs to an adapter, a router or the routing tokens."""
+    return any(part in _ROE_PARTS for part in name.split("."))
+
+
+def fingerprint(model: Any) -> str:
+    """A hash of the decoder's norm weights, rounded to bfloat16: the same for a model and its bf16 copy.
+
+    It tells fine-tuned bases from one another, which shapes do not.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.get_decoder().named_parameters()):
+        if parameter.dim() == 1 and not is_roe_key(name):
+            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_routed(
+    model: Any, folder: str | Path, base_weights: bool = True, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+) -> None:
+    """Writes a routed model's folder.
+
+    Args:
+        model: a converted model.
+        folder: made if it is not there; files of the same names are replaced, others left alone.
+        base_weights: also write the base's configuration and weights; without them the folder holds the RoE parts
+            alone and is loaded onto the base that it names.
+        state_dict: gathered weights, where the model's own are sharded.
+        **kwargs: for the base's ``save_pretrained``.
+
+    Raises:
+        CheckpointError: for RoE parts alone when the base was tuned since conversion: they would not fit the original.
+    """
+    folder = Path(folder)
+    state = model.state_dict() if state_dict is None else state_dict
+    roe = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items() if is_roe_key(name)}
+    config: RoEConfig = model.roe_config
+    if state_dict is None:
+        config = _with_fingerprint(model, config, base_weights)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        if base_weights:
+            base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
+            type(model).__base__.save_pretrained(model, staging, state_dict=base_state, **kwargs)
+        save_file(roe, staging / WEIGHTS_NAME, metadata={"format": "pt"})
+        config.save(staging)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_parts(model: Any, folder: Path) -> None:
+    """Reads ``roe.safetensors`` into a converted model, in the model's own precision.
+
+    Raises:
+        CheckpointError: if the file is missing, no safetensors, or its tensors are not exactly the model's RoE parts.
+    """
+    path = folder / WEIGHTS_NAME
+    check_no_pickle(folder, WEIGHTS_NAME)
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}): it may be cut short, or a pickle under another name. "
+            "Restore it from the training run's folder; pickles are never loaded."
+        ) from error
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_roe_key(name)}
+    missing, extra = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
+    wrong = [f"{n} {list(stored[n].shape)} for {list(own[n].shape)}" for n in own if n in stored and stored[n].shape != own[n].shape]
+    if missing or extra or wrong:
+        raise CheckpointError(
+            f"{path} does not hold this model's RoE parts: missing {missing[:4]}, unexpected {extra[:4]}, "
+            f"of another shape {wrong[:4]}. It belongs to another base model or config: load it onto the base that "
+            f"{CONFIG_NAME} names."
+        )
+    model.load_state_dict(stored, strict=False)
+
+
+def check_base(config: RoEConfig, found: BaseModel, found_fingerprint: str, folder: Path) -> None:
+    """Raises ``CheckpointError`` unless the RoE parts were trained for this base model."""
+    made_for = config.base
+    if made_for is None:
+        return
+    for name in ("model_type", "hidden_size", "num_layers", "vocab_size"):
+        want, have = getattr(made_for, name), getattr(found, name)
+        if want != have:
+            raise CheckpointError(
+                f"{folder} was made for a base model with {name}={want!r}, this one has {have!r}: adapters and routers "
+                f"fit only the base they were trained with. Load it onto {made_for.name_or_path or 'that base'}."
+            )
+    if made_for.fingerprint and found_fingerprint and made_for.fingerprint != found_fingerprint:
+        raise CheckpointError(
+            f"{folder} was made for a base model with fingerprint {made_for.fingerprint}, this one has "
+            f"{found_fingerprint}: it has the same shape but other weights (perhaps another fine-tune). Load it onto "
+            f"{made_for.name_or_path or 'the base it was trained with'}."
+        )
+
+
+def check_no_pickle(folder: Path, expected: str) -> None:
+    """Raises ``CheckpointError`` if ``expected`` is missing; names a pickle lying in its place."""
+    if (folder / expected).is_file():
+        return
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds {', '.join(pickles)} but no {expected}: pickles can run code when opened and are never "
+            "loaded. Convert the weights to safetensors where you trust them."
+        )
+    raise CheckpointError(f"{folder} has no {expected}: the checkpoint is incomplete. Restore it from the training run.")
+
+
+def _with_fingerprint(model: Any, config: RoEConfig, base_weights: bool) -> RoEConfig:
+    assert config.base is not None
+    now = fingerprint(model)
+    if not base_weights and config.base.fingerprint and now != config.base.fingerprint:
+        raise CheckpointError(
+            "base_weights=False, but the base's weights changed since conversion: the RoE parts alone would not fit the "
+            "original base. Save with base_weights=True."
+        )
+    return replace(config, base=replace(config.base, fingerprint=now))

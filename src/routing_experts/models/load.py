@@ -1,0 +1,106 @@
+"""Loading: base models with their processors, and routed models from their folders."""
+
+from pathlib import Path
+from typing import Any
+
+from routing_experts.config import CONFIG_NAME, RoEConfig
+from routing_experts.errors import CheckpointError
+from routing_experts.models.checkpoint import check_base, check_no_pickle, fingerprint, load_parts
+from routing_experts.models.convert import base_model_of, convert
+
+POCKET = Path(__file__).parent.parent / "pocket"
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """``pocket`` is the model that ships with the package; anything else is a folder or a hub name."""
+    return str(POCKET) if str(name_or_path) == "pocket" and not Path("pocket").is_dir() else str(name_or_path)
+
+
+def load_processor(name_or_path: str | Path) -> Any:
+    """The processor of a model, with the PIL image backend: its pixels are the same wherever it runs."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(resolve(name_or_path), backend="pil")
+
+
+def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any) -> Any:
+    """A base model of whatever class its configuration names.
+
+    Args:
+        name_or_path: ``pocket``, a folder, or a hub name.
+        random_init: fresh weights of that configuration.
+        **kwargs: for ``from_pretrained`` (``dtype``, ``device_map`` …).
+
+    Raises:
+        CheckpointError: if there are no safetensors weights, or they cannot be read.
+    """
+    import transformers
+
+    source = resolve(name_or_path)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise CheckpointError(f"{source} has no config.json, so it is no model's folder. Give a model's folder or hub name.")
+    config = transformers.AutoConfig.from_pretrained(source)
+    model_class = getattr(transformers, (config.architectures or [""])[0], None)
+    if model_class is None:
+        raise CheckpointError(
+            f"{source}: its configuration names the class {config.architectures}, which transformers "
+            f"{transformers.__version__} lacks. Use a model of a family that transformers has."
+        )
+    if random_init:
+        return model_class(config)
+    if Path(source).is_dir() and not any(Path(source).glob("*.safetensors.index.json")):
+        check_no_pickle(Path(source), "model.safetensors")
+    try:
+        return model_class.from_pretrained(source, use_safetensors=True, **kwargs).eval()
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be loaded: {error}") from error
+
+
+def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
+    """A routed model from a folder (or hub name) that ``save_pretrained`` or ``roe train`` wrote.
+
+    Args:
+        folder: holds ``roe_config.json`` and ``roe.safetensors``, and the base's weights or not.
+        base: the base model for RoE parts alone, loaded or by name; the one that the config names by default.
+        **kwargs: for the base's ``from_pretrained``.
+
+    Raises:
+        CheckpointError: if the folder is incomplete, of a newer format, or of another base model.
+    """
+    path = _local(folder)
+    config = RoEConfig.load(path)
+    has_base = (path / "config.json").is_file()
+    if base is None and not has_base and not (config.base and config.base.name_or_path):
+        raise CheckpointError(
+            f"{path} holds RoE parts alone and does not say whose: their base had no name. "
+            "Pass base=..., the model or its name."
+        )
+    if base is None or isinstance(base, str | Path):
+        named = config.base.name_or_path if config.base else ""
+        base = load_base(base or (path if has_base else named), **kwargs)
+    check_base(config, base_model_of(base), fingerprint(base), path)
+    model = convert(base, config)
+    model.roe_config.base = config.base
+    load_parts(model, path)
+    return model.eval()
+
+
+def is_routed_folder(name_or_path: str | Path) -> bool:
+    """Whether a local folder holds a routed model."""
+    return (Path(name_or_path) / CONFIG_NAME).is_file()
+
+
+def _local(folder: str | Path) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} is neither a folder here nor a model on the hub that can be reached ({type(error).__name__}). "
+            "Give the folder that `roe train` wrote, or check the name and the connection."
+        ) from error

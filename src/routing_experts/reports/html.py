@@ -1,0 +1,196 @@
+"""A run's page: one HTML file that holds its own figures and styles, and asks nothing of the network."""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from routing_experts.errors import ReportError
+from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
+from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, save_figure, smoothing_window
+from routing_experts.reports.gallery import GALLERY_NAME, MAX_SHOWN, GalleryItem, layers_in_words, load_gallery
+from routing_experts.reports.palette import LOOKS, Look
+from routing_experts.reports.summary import (
+    by_task,
+    comparison,
+    headline,
+    headline_cases,
+    percent,
+    speed,
+    speed_up,
+    surroundings,
+    times,
+)
+
+REPORT_NAME = "report.html"
+FIGURES_FOLDER = "figures"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on the page; ``sources`` are data URIs by look, and without them ``text`` says what is missing."""
+
+    title: str
+    text: str
+    alternative: str = ""
+    sources: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A gallery item as the page shows it."""
+
+    item: GalleryItem
+    picture: str | None
+    answers: tuple[tuple[str, str, bool], ...]
+    route: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Draws a run's figures and writes its page; what an earlier report left is replaced.
+
+    Args:
+        run_dir: a folder with ``results.json``; ``log.jsonl`` and ``gallery.json`` are shown if they are there.
+
+    Returns:
+        The page, ``report.html`` in that folder.
+
+    Raises:
+        ReportError: if a record is missing or does not fit; its path and field are named.
+    """
+    results = Results.load(run_dir / RESULTS_NAME)
+    log = read_log(run_dir / LOG_NAME) if (run_dir / LOG_NAME).exists() else []
+    exhibits = _exhibits(run_dir, results) if (run_dir / GALLERY_NAME).exists() else []
+    drawings = {drawing.title: drawing for drawing in _drawings(run_dir / FIGURES_FOLDER, results, log)}
+    path = run_dir / REPORT_NAME
+    write_text(path, _page(results, drawings, exhibits))
+    return path
+
+
+def _page(results: Results, drawings: dict[str, Drawing], exhibits: list[Exhibit]) -> str:
+    resources = files(__package__)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(resources.joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        css=Markup(resources.joinpath("report.css").read_text(encoding="utf-8")),
+        headline=headline(results),
+        recipe=results.recipe,
+        date=str(results.environment.get("date", ""))[:10],
+        tiles=_tiles(results),
+        comparison=comparison(results),
+        by_task=by_task(results),
+        speed=speed(results),
+        speed_note=results.speed.note,
+        environment=surroundings(results),
+        drawings=drawings,
+        exhibits=exhibits,
+    )
+
+
+def _tiles(results: Results) -> list[tuple[str, str, str]]:
+    tiles = [
+        ("routed accuracy", percent(results.routed.accuracy), f"dense {percent(results.dense.accuracy)}"),
+        ("layers skipped", percent(results.routed.skip_rate), f"of {results.num_layers}, on average"),
+    ]
+    for case in headline_cases(results):
+        tiles.append((f"speed-up, batch {case.batch}", times(speed_up(case)), f"measured, {case.phase}"))
+    if len(tiles) == 2 and results.speed.routed_seconds > 0:
+        tiles.append(("speed-up", times(results.speed.dense_seconds / results.speed.routed_seconds), "measured"))
+    return tiles
+
+
+def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawing]:
+    stages = ", ".join(stage.replace("_", " ") for stage, _ in groupby(line.stage for line in log))
+    window = smoothing_window(len(log))
+    lost = sum(line.ce is None for line in log)
+    return [
+        _drawing(
+            folder,
+            "layers",
+            partial(draw_layers, results) if results.tasks else None,
+            "How often each decoder layer is skipped, by task, in per cent of the questions. Layers count from 0.",
+            f"Not drawn: {RESULTS_NAME} has no tasks to show layers of.",
+            f"Heat map of skip rates: {len(results.tasks)} tasks by {results.num_layers} layers. "
+            + "; ".join(f"{name} {percent(task.skip_rate)}" for name, task in results.tasks.items()),
+        ),
+        _drawing(
+            folder,
+            "tradeoff",
+            partial(draw_tradeoff, results) if results.sweep else None,
+            "One trained model at several budgets: a bias added to every keep logit moves it along the line, without "
+            "training. The large point is the evaluated budget, with a 95 % interval; the dashed line is dense.",
+            f"Not drawn: {RESULTS_NAME} has no sweep of the keep bias.",
+            "Accuracy against layers skipped. "
+            + "; ".join(f"{percent(one.accuracy)} at {percent(one.skip_rate)} skipped" for one in results.sweep),
+        ),
+        _drawing(
+            folder,
+            "training",
+            partial(draw_training, log) if log else None,
+            "Training from left to right through its stages."
+            + (f" Thin: every logged value; thick: moving mean of {window}." if window > 1 else "")
+            + (f" Cross-entropy was absent or not finite in {lost} of {len(log)} lines." if lost else ""),
+            f"Not drawn: the run has no {LOG_NAME}, or an empty one.",
+            f"Cross-entropy and skip rate by step; stages: {stages}.",
+        ),
+    ]
+
+
+def _drawing(
+    folder: Path, name: str, draw: Callable[[Look], Figure] | None, caption: str, missing: str, alternative: str
+) -> Drawing:
+    if draw is None:
+        for look in LOOKS:  # an earlier report's
+            (folder / f"{name}{look.suffix}.png").unlink(missing_ok=True)
+        return Drawing(name, missing)
+    folder.mkdir(exist_ok=True)
+    paths = save_figure(draw, folder, name)
+    return Drawing(name, caption, alternative, {suffix: _data_uri(path.read_bytes()) for suffix, path in paths.items()})
+
+
+def _exhibits(run_dir: Path, results: Results) -> list[Exhibit]:
+    path = run_dir / GALLERY_NAME
+    exhibits = []
+    for i, item in enumerate(load_gallery(path)[:MAX_SHOWN]):
+        if len(item.route) != results.num_layers:
+            raise ReportError(
+                f"{path}: [{i}].route has {len(item.route)} cells: a route has one for each layer, and {RESULTS_NAME} "
+                f"says num_layers={results.num_layers}. Write both files from the same run."
+            )
+        answers = (
+            ("dense", item.dense, item.is_right(item.dense)),
+            ("routed", item.routed, item.is_right(item.routed)),
+        )
+        picture = None if item.image is None else _picture(run_dir, item.image, f"{path}: [{i}].image")
+        exhibits.append(Exhibit(item, picture, answers, layers_in_words(item.route)))
+    return exhibits
+
+
+def _picture(run_dir: Path, name: str, where: str) -> str:
+    path = (run_dir / name).resolve()
+    if not path.is_relative_to(run_dir.resolve()):
+        raise ReportError(
+            f"{where} is {name!r}: pictures become part of the page, so they must lie in the run's folder, or a "
+            "report could carry any file away. Copy the picture there."
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReportError(
+            f"{where} is {name!r}, which cannot be read ({error.strerror}). Put the PNG there."
+        ) from error
+    if not content.startswith(PNG_SIGNATURE):
+        raise ReportError(f"{where} is {name!r}, which is no PNG. Save the picture as PNG.")
+    return _data_uri(content)
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

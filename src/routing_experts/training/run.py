@@ -1,0 +1,194 @@
+"""A whole run: one recipe, one schedule, one data order; a fresh trainer a stage, so that engines see what trains.
+
+Every stage ends with a checkpoint that the next one goes on from, in one process and in several alike. The optimiser
+lists all parameters from the start, so its state carries over a boundary: a boundary that changes nothing changes
+nothing.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils.data import Dataset
+from transformers import TrainingArguments, set_seed
+
+from routing_experts.data.collate import Collator, EncodedDataset
+from routing_experts.data.encode import Encoder
+from routing_experts.data.llava_json import load_records
+from routing_experts.data.markers import find_markers
+from routing_experts.errors import TrainingError
+from routing_experts.models.convert import convert, is_routed
+from routing_experts.models.load import load_base, load_processor
+from routing_experts.records import LOG_NAME, TrainingLog
+from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
+from routing_experts.training.parameters import freeze_all_but
+from routing_experts.training.recipe import DataSettings, Recipe
+from routing_experts.training.schedule import Stage
+from routing_experts.training.trainer import RoETrainer
+
+MODEL_FOLDER = "model"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Trained:
+    """What a run gives: the model in memory, its processor, and the folder that holds both."""
+
+    model: Any
+    processor: Any
+    folder: Path
+
+
+def train(recipe: Recipe, console: Console | None = None, resume: bool = False, base: Any = None) -> Trained:
+    """Runs a recipe to its end and writes the model's folder.
+
+    Args:
+        recipe: what to do.
+        console: where progress is shown.
+        resume: go on from the last complete checkpoint of the output folder; a run that has none starts anew.
+        base: a base model that is loaded already; the recipe's by default.
+
+    Raises:
+        TrainingError: if the output folder holds another run's checkpoints, or the run was interrupted.
+    """
+    console = console or Console()
+    output = Path(recipe.output)
+    last = _last_checkpoint(output / CHECKPOINTS)
+    if last and not resume:
+        raise TrainingError(
+            f"{output} holds checkpoints of an earlier run (the last is {last.name}): starting anew would overwrite it. "
+            "Resume it (--resume), or give another output folder."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    set_seed(recipe.training.seed)
+    processor = load_processor(recipe.model)
+    model = base if base is not None else load_base(recipe.model, recipe.random_init)
+    prompt_format = recipe.data.prompt_format
+    if recipe.is_routed and not is_routed(model):
+        convert(model, recipe.roe, find_markers(processor, prompt_format), seed=recipe.training.seed)
+    if recipe.lora is not None:
+        model = _with_lora(model, recipe)
+    dataset = build_dataset(recipe.data, processor)
+    bar = ProgressBar(console, recipe.training.steps, output.name)
+    try:
+        with InterruptGuard() as guard, TrainingLog(output / LOG_NAME) as log:
+            for stage in recipe.stages:
+                last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard], log, last)
+                if guard.interrupted:
+                    raise TrainingError(
+                        f"interrupted: {last} is complete and nothing was lost. Run the same command with --resume to go "
+                        "on from there."
+                    )
+    finally:
+        bar.close()
+    if recipe.lora is not None:
+        model = model.merge_and_unload()
+    model.eval()
+    folder = output / MODEL_FOLDER
+    if int(os.environ.get("RANK", "0")) == 0:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return Trained(model, processor, folder)
+
+
+def build_dataset(settings: DataSettings, processor: Any) -> Dataset:
+    """The recipe's records, encoded on first use."""
+    encoder = Encoder(processor, settings.prompt_format, settings.max_length)
+    if settings.source == "digits":
+        assert settings.records is not None
+        return EncodedDataset(settings.digits, settings.records, encoder, settings.keep_encoded)
+    records = load_records(Path(settings.source), settings.images and Path(settings.images), settings.records)
+    return EncodedDataset(records, len(records), encoder, settings.keep_encoded)
+
+
+def stage_end(recipe: Recipe, stage: Stage) -> int:
+    """The optimiser step at which a stage ends."""
+    return round(stage.until * recipe.training.steps)
+
+
+def _train_stage(
+    recipe: Recipe,
+    stage: Stage,
+    model: Any,
+    processor: Any,
+    dataset: Dataset,
+    callbacks: list[Any],
+    log: TrainingLog,
+    last: Path | None,
+) -> Path | None:
+    """Trains one stage from a checkpoint (or from the start); returns the checkpoint at its end."""
+    end = stage_end(recipe, stage)
+    if last is not None and int(last.name.split("-")[1]) >= end:
+        return last
+    freeze_all_but(model, stage.trains, lora=recipe.lora is not None)
+    is_last = stage is recipe.stages[-1]
+    trainer = RoETrainer(
+        recipe=recipe,
+        stage=stage,
+        model=model,
+        args=training_arguments(recipe),
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id or 0),
+        callbacks=[*callbacks, JsonLog(log, recipe), StopAt(end, keep=not is_last)],
+    )
+    if recipe.training.gradient_checkpointing:  # re-entrant checkpointing gives wrong gradients beside routing tokens
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if trainer.is_deepspeed_enabled and len(recipe.stages) > 1:
+        raise TrainingError(
+            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. Give "
+            "the recipe one stage at a time (`stages:` with a single entry), each starting from the last one's model."
+        )
+    trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+    return _last_checkpoint(Path(recipe.output) / CHECKPOINTS) or last
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """The Trainer's settings of a recipe; schedule and optimiser are ours (see ``RoETrainer``)."""
+    settings = recipe.training
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(recipe.output) / "tensorboard"))
+    return TrainingArguments(
+        output_dir=str(Path(recipe.output) / CHECKPOINTS),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 1,
+        save_total_limit=2,
+        logging_steps=settings.logging_steps,
+        report_to=["tensorboard"],
+        disable_tqdm=True,
+        seed=settings.seed,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        deepspeed=settings.deepspeed,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _with_lora(model: Any, recipe: Recipe) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.lora
+    assert lora is not None
+    decoder = r".*(language_model|model)\.layers\.\d+\.(self_attn|mlp)\.(" + "|".join(lora.targets) + ")"
+    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=decoder)
+    return get_peft_model(model, settings)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def tuned_base(recipe: Recipe) -> Recipe:
+    """The recipe of the dense control: the base fine-tuned on the same records for as many steps, in the same order."""
+    from routing_experts.training.schedule import DENSE_STAGE
+
+    return replace(recipe, stages=DENSE_STAGE, output=str(Path(recipe.output) / "tuned"), lora=None)
