@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tiny import tiny_llama, tiny_llava
 
 

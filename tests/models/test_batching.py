@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from routing_experts.models.cache import RoutedCache
+from routing_experts.models.options import RoutingOptions
 from tiny import (
     GREEDY,
     NUM_LAYERS,
@@ -18,9 +21,6 @@ from tiny import (
     tiny_llama,
     tiny_llava,
 )
-
-from routing_experts.models.cache import RoutedCache
-from routing_experts.models.options import RoutingOptions
 
 TOLERANCE = 1e-10
 BUILDERS = {"llava": tiny_llava, "llama": tiny_llama}
@@ -57,7 +57,7 @@ def look(model, prompts, side, options):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layout", ["two_call", "fused"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(drawn=REQUESTS)
 def test_router_decided_rows_are_as_alone(kind, layout, side, drawn):
     """Guards prefill: masks, positions, spans and row selection under padding, with routes that rows choose."""
@@ -71,7 +71,7 @@ def test_router_decided_rows_are_as_alone(kind, layout, side, drawn):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(drawn=REQUESTS, bits=st.lists(st.integers(0, 2**NUM_LAYERS - 1), min_size=5, max_size=5))
 def test_forced_rows_are_as_alone(kind, side, drawn, bits):
     """Guards row selection with any mixture of routes, layer 0 skipped by some or all rows among them."""
@@ -87,16 +87,14 @@ def test_forced_rows_are_as_alone(kind, side, drawn, bits):
 @torch.no_grad()
 def write(model, prompts, options):
     batch = for_generate(batch_of(prompts, "left", model.dtype))
-    out = model.generate(
-        **batch, **GREEDY, routing_options=options, return_dict_in_generate=True, output_logits=True
-    )
+    out = model.generate(**batch, **GREEDY, routing_options=options, return_dict_in_generate=True, output_logits=True)
     new = out.sequences[:, batch["input_ids"].shape[1] :]
     return new, torch.stack(out.logits, dim=1), out.past_key_values.route
 
 
 @pytest.mark.parametrize("forced", [False, True], ids=["routers", "forced"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(drawn=REQUESTS, bits=st.lists(st.integers(0, 2**NUM_LAYERS - 1), min_size=5, max_size=5))
 def test_generated_rows_are_as_alone(kind, forced, drawn, bits):
     """Guards decoding: rows with other routes share each step, and each follows its own."""
@@ -141,9 +139,9 @@ def test_the_last_question_decides_and_history_only_when_asked(text_span):
     assert torch.allclose(found[0], found[1], atol=TOLERANCE) == (text_span == "last_question")
 
 
-# Two bf16 ulps of the largest router logit of these models (8 to 16, an ulp of 2^-4): what another kernel for another
-# batch shape can move a margin by, with room for it to pass through five layers.
-BF16_MARGIN = 1.0
+# Four bf16 ulps of the largest router logit of these models (16 to 32, an ulp of 2^-3): what the kernels of another
+# batch shape may move a margin by. Half of it was the most seen on one CPU, in 128 rows of which none flipped.
+BF16_MARGIN = 0.5
 
 
 @pytest.mark.parametrize("kind", ["llava", "llama"])
@@ -165,5 +163,5 @@ def test_bfloat16_rows_with_a_clear_margin_keep_their_route(kind):
             flips += flipped
             clear_rows += margin > BF16_MARGIN
             assert not (flipped and margin > BF16_MARGIN)
-    assert clear_rows >= len(prompts) // 4
-    assert flips <= len(prompts) // 4
+    assert clear_rows >= len(prompts) // 2
+    assert flips <= len(prompts) // 8

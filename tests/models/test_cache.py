@@ -4,13 +4,13 @@ import contextlib
 
 import pytest
 import torch
-from tiny import BOS, GREEDY, NUM_LAYERS, batch_of, for_generate, prompt, route_everywhere, tiny_llama, tiny_llava
 from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from routing_experts.errors import RouteError
 from routing_experts.models.cache import RoutedCache, RoutedCacheLayer
 from routing_experts.models.options import RoutingOptions
+from tiny import BOS, GREEDY, NUM_LAYERS, batch_of, for_generate, prompt, route_everywhere, tiny_llama, tiny_llava
 
 ROUTES = {
     "layer 0 skipped by some": [[0, 1, 0, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 1, 0]],
@@ -81,6 +81,17 @@ def test_cached_equals_uncached_where_routers_decide(build, num_unrouted, mode, 
     model = model_for(build, attention, num_unrouted_layers=num_unrouted)
     batch = requests(model)
     cached, uncached = (generate(model, batch, use_cache=use, **MODES[mode]) for use in (True, False))
+    assert_same(cached, uncached)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="spans.open_history counts the last answer as question, so each token moves routes"
+)
+def test_cached_equals_uncached_where_history_decides():
+    """Guards the preset ``paper``: its routing token sees the dialogue's history, but never what is generated."""
+    model = model_for(tiny_llava, num_unrouted_layers=1, text_span="history")
+    batch = for_generate(batch_of([prompt(i, images=i % 3, words=2 + i % 5, earlier_turns=i % 2) for i in range(8)]))
+    cached, uncached = (generate(model, batch, use_cache=use, max_new_tokens=8) for use in (True, False))
     assert_same(cached, uncached)
 
 

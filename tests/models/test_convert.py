@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import batch_of, prompt, route_everywhere, tiny_llama, tiny_llava
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -11,6 +10,7 @@ from routing_experts.errors import ConfigError, ModelFamilyError, RouteError
 from routing_experts.models.convert import convert, is_routed, revert
 from routing_experts.models.families import Family, known_families, register
 from routing_experts.models.options import RoutingOptions, route_rows
+from tiny import batch_of, prompt, route_everywhere, tiny_llama, tiny_llava
 
 
 def test_unknown_family_is_refused():
@@ -98,9 +98,9 @@ def test_routes_that_skip_an_unrouted_layer_are_refused():
     model = route_everywhere(tiny_llava())
     batch = batch_of([prompt(0)])
     options = RoutingOptions(route=torch.tensor([False, True, True, True, True]))
-    for call in (model.forward, model.generate):
+    for call, settings in ((model.forward, {}), (model.generate, {"max_new_tokens": 1})):
         with pytest.raises(RouteError, match=r"skips layers \[0\]"):
-            call(**batch, routing_options=options)
+            call(**batch, **settings, routing_options=options)
 
 
 def test_routes_repeat_row_by_row():

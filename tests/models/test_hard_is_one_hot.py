@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import batch_of, context_of, prompt, real_logits, route_everywhere, segments_of, tiny_llama
 
 from routing_experts.models.options import RoutingOptions
 from routing_experts.nn.gates import GateSettings
+from tiny import batch_of, context_of, prompt, real_logits, route_everywhere, segments_of, tiny_llama
 
 TOLERANCE = 1e-10
 LAYOUTS = pytest.mark.parametrize("layout", ["two_call", "fused"])
@@ -106,9 +106,7 @@ def test_several_turns_differ_by_nature(build):
     training = context_of(model, batch, gate=GateSettings("straight_through"))
     mixed = model(**batch, routing=training).logits[:, -1]
     hard = model(**batch).logits[:, -1]
-    turns_differ = [
-        bool((weights[:, 1:, 0] != weights[:, 1:2, 0]).any()) for weights in training.weights.values()
-    ]
+    turns_differ = [bool((weights[:, 1:, 0] != weights[:, 1:2, 0]).any()) for weights in training.weights.values()]
     assert any(turns_differ)
     difference = (mixed - hard).abs().max().item()
     assert 1e-3 < difference < float("inf")

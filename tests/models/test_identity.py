@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from tiny import GREEDY, batch_of, context_of, for_generate, prompt, real_logits, route_everywhere
 
 from routing_experts.models.convert import convert, is_routed, revert
 from routing_experts.models.options import KEEP_ALL, SKIP_ALL, RoutingOptions
+from tiny import GREEDY, batch_of, context_of, for_generate, prompt, real_logits, route_everywhere
 
 TWO_CALL = RoutingOptions(keep_bias=float("inf"), layout="two_call")
 FUSED = RoutingOptions(keep_bias=float("inf"), layout="fused")

@@ -5,6 +5,10 @@ from collections import defaultdict
 
 import pytest
 import torch
+
+from routing_experts.models.cache import RoutedCache
+from routing_experts.models.families import family_of
+from routing_experts.models.options import SKIP_ALL, RoutingOptions
 from tiny import (
     GREEDY,
     HEAD_SIZE,
@@ -17,10 +21,6 @@ from tiny import (
     route_everywhere,
     tiny_llava,
 )
-
-from routing_experts.models.cache import RoutedCache
-from routing_experts.models.families import family_of
-from routing_experts.models.options import SKIP_ALL, RoutingOptions
 
 MIXED = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 0, 0, 1], [0, 0, 0, 1, 1]]).bool()
 NEW_TOKENS = 4

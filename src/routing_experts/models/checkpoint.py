@@ -60,7 +60,6 @@ def save_routed(
     """
     folder = Path(folder)
     state = model.state_dict() if state_dict is None else state_dict
-    roe = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items() if is_roe_key(name)}
     config: RoEConfig = model.roe_config
     if state_dict is None:
         config = _with_fingerprint(model, config, base_weights)
@@ -70,13 +69,21 @@ def save_routed(
         if base_weights:
             base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
             type(model).__base__.save_pretrained(model, staging, state_dict=base_state, **kwargs)
-        save_file(roe, staging / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_parts(model, staging, state)
         config.save(staging)
         folder.mkdir(exist_ok=True)
+        (folder / CONFIG_NAME).unlink(missing_ok=True)  # a folder being replaced is not complete until it is back
         for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def save_parts(model: Any, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Writes ``roe.safetensors`` alone."""
+    state = model.state_dict() if state_dict is None else state_dict
+    roe = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items() if is_roe_key(name)}
+    save_file(roe, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def load_parts(model: Any, folder: Path) -> None:
@@ -97,7 +104,8 @@ def load_parts(model: Any, folder: Path) -> None:
         ) from error
     own = {name: tensor for name, tensor in model.state_dict().items() if is_roe_key(name)}
     missing, extra = sorted(set(own) - set(stored)), sorted(set(stored) - set(own))
-    wrong = [f"{n} {list(stored[n].shape)} for {list(own[n].shape)}" for n in own if n in stored and stored[n].shape != own[n].shape]
+    common = [name for name in own if name in stored]
+    wrong = [f"{n} {list(stored[n].shape)} for {list(own[n].shape)}" for n in common if stored[n].shape != own[n].shape]
     if missing or extra or wrong:
         raise CheckpointError(
             f"{path} does not hold this model's RoE parts: missing {missing[:4]}, unexpected {extra[:4]}, "

@@ -61,7 +61,9 @@ def routed_layer_class(base: type) -> type:
 class _LayerCall:
     """One call of one layer, with what it was given."""
 
-    def __init__(self, layer: Any, run: Any, routing: RoutingContext | None, cache: Any, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, layer: Any, run: Any, routing: RoutingContext | None, cache: Any, kwargs: dict[str, Any]
+    ) -> None:
         self.layer, self.run, self.routing, self.cache, self.kwargs = layer, run, routing, cache, kwargs
         self.index: int = layer.self_attn.layer_idx
         self.is_routed = "skip_down" in layer._modules
@@ -101,7 +103,9 @@ class _LayerCall:
             return self.adapt(hidden)
         kept, skipped = keep.nonzero()[:, 0].to(hidden.device), (~keep).nonzero()[:, 0].to(hidden.device)
         if not carries:
-            ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden)))
+            ran = self.run(
+                self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden))
+            )
             return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
         assert tokens is not None
         ran, ran_tokens = self.run_both(hidden[kept], tokens[kept], kept)
@@ -111,7 +115,8 @@ class _LayerCall:
     def mix(self, hidden: Tensor) -> Tensor:
         """Training: both paths, mixed by each token's turn weights (Wu et al., ICLR 2025)."""
         routing = self.routing
-        assert routing is not None and routing.gate is not None
+        assert routing is not None
+        assert routing.gate is not None
         tokens = routing.tokens.get(self.index)
         if not self.is_routed:
             return self._run_all(hidden, tokens)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -10,13 +11,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from routing_experts.records import LogLine, TrainingLog
 from routing_experts.training.recipe import Recipe
+from routing_experts.training.trainer import LAYER_RATE
 
 
 class JsonLog(TrainerCallback):
-    """Writes ``log.jsonl`` from the main process."""
+    """Writes ``log.jsonl`` from the main process.
 
-    def __init__(self, log: TrainingLog, recipe: Recipe, seconds_before: float = 0.0) -> None:
-        self.journal, self.recipe, self.seconds_before = log, recipe, seconds_before
+    Args:
+        journal: where lines go.
+        recipe: of the run.
+        stage: the name of the stage that is trained.
+        clock: seconds that the run has taken so far.
+    """
+
+    def __init__(self, journal: TrainingLog, recipe: Recipe, stage: str, clock: Callable[[], float]) -> None:
+        self.journal, self.recipe, self.stage, self.clock = journal, recipe, stage, clock
 
     def on_log(
         self,
@@ -29,27 +38,27 @@ class JsonLog(TrainerCallback):
         """One line for each log of losses; the Trainer's closing summary is none."""
         if not state.is_world_process_zero or not logs or "total_loss" not in logs:
             return
-        routed = "skip_rate" in logs
+        by_layer = [min(1.0, logs[name]) for name in sorted(logs) if name.startswith(LAYER_RATE)]
         self.journal.append(
             LogLine(
                 step=state.global_step,
                 progress=min(1.0, state.global_step / self.recipe.training.steps),
-                stage=logs["stage"],
+                stage=self.stage,
                 loss=logs["total_loss"],
                 ce=logs["ce"],
-                skip_rate=min(1.0, logs["skip_rate"]) if routed else None,
-                target_skip_ratio=self.recipe.roe.target_skip_ratio if routed else None,
+                skip_rate=min(1.0, logs["skip_rate"]) if by_layer else None,
+                target_skip_ratio=self.recipe.roe.target_skip_ratio if by_layer else None,
                 temperature=logs.get("temperature"),
                 gate_bias=logs.get("gate_bias"),
                 learning_rate=float(logs.get("learning_rate", 0.0)),
-                layer_skip_rates=[min(1.0, rate) for rate in logs["layer_skip_rates"]] if routed else None,
-                seconds=self.seconds_before + logs["seconds"],
+                layer_skip_rates=by_layer or None,
+                seconds=self.clock(),
             )
         )
 
 
 class ProgressBar(TrainerCallback):
-    """One bar over the whole run, with stage, cross-entropy and skip rate."""
+    """One bar over the whole run, with cross-entropy and skip rate; the run names the stage on it."""
 
     def __init__(self, console: Console, total: int, title: str) -> None:
         self.progress = Progress(
@@ -81,12 +90,15 @@ class ProgressBar(TrainerCallback):
         """Says how it goes."""
         if logs and "ce" in logs:
             skipping = f" · skips {logs['skip_rate']:.1%}" if "skip_rate" in logs else ""
-            stage = logs["stage"].replace("_", " ")
-            self.progress.update(self.task, note=f"{stage} · CE {logs['ce']:.3f}{skipping}")
+            self.progress.update(self.task, note=f"CE {logs['ce']:.3f}{skipping}")
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leaves the last state on the screen."""
         self.progress.refresh()
+
+    def name_stage(self, stage: str) -> None:
+        """Puts the stage's name in front of the bar."""
+        self.progress.update(self.task, description=f"{self.title} · {stage.replace('_', ' ')}")
 
     def close(self) -> None:
         """Gives the terminal back."""

@@ -6,6 +6,7 @@ nothing.
 """
 
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch.utils.data import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.encode import Encoder
@@ -22,11 +23,11 @@ from routing_experts.data.markers import find_markers
 from routing_experts.errors import TrainingError
 from routing_experts.models.convert import convert, is_routed
 from routing_experts.models.load import load_base, load_processor
-from routing_experts.records import LOG_NAME, TrainingLog
+from routing_experts.records import LOG_NAME, TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import DataSettings, Recipe
-from routing_experts.training.schedule import Stage
+from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.trainer import RoETrainer
 
 MODEL_FOLDER = "model"
@@ -72,11 +73,16 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
     if recipe.lora is not None:
         model = _with_lora(model, recipe)
     dataset = build_dataset(recipe.data, processor)
+    started, before = time.monotonic(), _seconds_so_far(output / LOG_NAME) if last else 0.0
+    if not last:
+        (output / LOG_NAME).unlink(missing_ok=True)
     bar = ProgressBar(console, recipe.training.steps, output.name)
     try:
         with InterruptGuard() as guard, TrainingLog(output / LOG_NAME) as log:
             for stage in recipe.stages:
-                last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard], log, last)
+                bar.name_stage(stage.name)
+                journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
+                last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
                 if guard.interrupted:
                     raise TrainingError(
                         f"interrupted: {last} is complete and nothing was lost. Run the same command with --resume to go "
@@ -116,7 +122,6 @@ def _train_stage(
     processor: Any,
     dataset: Dataset,
     callbacks: list[Any],
-    log: TrainingLog,
     last: Path | None,
 ) -> Path | None:
     """Trains one stage from a checkpoint (or from the start); returns the checkpoint at its end."""
@@ -132,8 +137,9 @@ def _train_stage(
         args=training_arguments(recipe),
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id or 0),
-        callbacks=[*callbacks, JsonLog(log, recipe), StopAt(end, keep=not is_last)],
+        callbacks=[*callbacks, StopAt(end, keep=not is_last)],
     )
+    trainer.remove_callback(PrinterCallback)  # the bar and the log say it better
     if recipe.training.gradient_checkpointing:  # re-entrant checkpointing gives wrong gradients beside routing tokens
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if trainer.is_deepspeed_enabled and len(recipe.stages) > 1:
@@ -187,8 +193,11 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
+def _seconds_so_far(log: Path) -> float:
+    lines = read_log(log) if log.is_file() else []
+    return lines[-1].seconds if lines else 0.0
+
+
 def tuned_base(recipe: Recipe) -> Recipe:
     """The recipe of the dense control: the base fine-tuned on the same records for as many steps, in the same order."""
-    from routing_experts.training.schedule import DENSE_STAGE
-
     return replace(recipe, stages=DENSE_STAGE, output=str(Path(recipe.output) / "tuned"), lora=None)

@@ -73,12 +73,13 @@ def check_stages(stages: tuple[Stage, ...]) -> None:
 class Annealing:
     """Temperature τ and keep bias of the gate by progress.
 
-    τ starts at ``temperature`` and is multiplied by ``temperature_decay`` every half per cent of the run from
+    τ starts at ``temperature`` and is multiplied by ``temperature_decay`` at every tick (``every`` of the run) from
     ``start`` on, down to ``temperature_floor``; the bias starts at b = 1 − √(2ρ) and is multiplied by ``bias_decay``.
+    The defaults suit hard gates, whose τ stays 1; the paper's soft gate starts at 10 and decays by 0.95.
     """
 
-    temperature: float = 10.0
-    temperature_decay: float = 0.95
+    temperature: float = 1.0
+    temperature_decay: float = 1.0
     temperature_floor: float = 1e-3
     bias_decay: float = 0.85
     start: float = 0.3

@@ -3,7 +3,7 @@
 Shapes: B examples, T tokens, Q turns, L routed layers.
 """
 
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
+from routing_experts.models.checkpoint import load_parts, save_parts
 from routing_experts.models.context import RoutingContext
+from routing_experts.models.convert import is_routed
 from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
+
+LAYER_RATE = "skip_rate/layer_"  # the prefix under which each layer's rate is logged
 
 
 class RoETrainer(Trainer):
@@ -37,7 +41,6 @@ class RoETrainer(Trainer):
         self.recipe, self.stage = recipe, stage
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples already; accumulation averages it
         self.window: dict[str, Any] = {}
-        self.started = time.monotonic()
 
     @property
     def progress(self) -> float:
@@ -127,30 +130,35 @@ class RoETrainer(Trainer):
             self.window[name] = self.window.get(name, 0) + value
         self.window["batches"] = self.window.get("batches", 0) + 1
 
-    def _drain(self) -> dict[str, Any]:
+    def _drain(self) -> dict[str, float]:
         """The window's means; a fresh window begins."""
         window, self.window = self.window, {}
         batches = window["batches"]
-        logs: dict[str, Any] = {
-            "stage": self.stage.name,
-            "ce": float(window["ce"] / batches),
-            "total_loss": float(window["total"] / batches),
-            "seconds": time.monotonic() - self.started,
-        }
+        logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
         gate = self.gate_settings()
         if gate is not None and "rates" in window:
             num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
-            by_layer = [0.0] * num_layers
+            rates = dict.fromkeys(range(num_layers), 0.0)
             routed = self.recipe.roe.layers_to_route(num_layers)
-            for layer, rate in zip(routed, (window["rates"] / batches).tolist(), strict=True):
-                by_layer[layer] = rate
-            logs |= {
-                "skip_rate": sum(by_layer) / num_layers,
-                "layer_skip_rates": by_layer,
-                "temperature": gate.temperature,
-                "gate_bias": gate.bias,
-            }
+            rates |= dict(zip(routed, (window["rates"] / batches).tolist(), strict=True))
+            logs |= {"skip_rate": sum(rates.values()) / num_layers}
+            logs |= {"temperature": gate.temperature, "gate_bias": gate.bias}
+            logs |= {f"{LAYER_RATE}{layer:02d}": rate for layer, rate in rates.items()}
         return logs
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """peft saves its updates alone: the RoE parts go beside them."""
+        super()._save(output_dir, state_dict)
+        if hasattr(self.model, "get_base_model"):
+            save_parts(self.model.get_base_model(), Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The base's weights as the Trainer reads them, and the RoE parts from their own file."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        target = model or self.model
+        inner = target.get_base_model() if hasattr(target, "get_base_model") else target
+        if is_routed(inner):
+            load_parts(inner, Path(resume_from_checkpoint))
 
 
 def skip_weights(context: RoutingContext) -> Tensor:

@@ -1,0 +1,1 @@
+"""Answering: prompts to routed generations, with the route that each row took."""

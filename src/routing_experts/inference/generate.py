@@ -1,0 +1,102 @@
+"""Batched generation that keeps each row's route.
+
+Shapes: B requests, T prompt tokens, L decoder layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_experts.data.collate import Collator
+from routing_experts.data.encode import Encoder
+from routing_experts.data.records import Record
+from routing_experts.models.cache import RoutedCache
+from routing_experts.models.convert import is_routed
+from routing_experts.models.options import RoutingOptions
+
+NOT_FOR_GENERATE = ("labels", "segment_ids", "example_keys")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request got.
+
+    Attributes:
+        id: the record's.
+        text: without special tokens.
+        route: keep flags of the L layers; all true for a model that does not route.
+    """
+
+    id: str
+    text: str
+    route: tuple[bool, ...]
+
+    @property
+    def skip_rate(self) -> float:
+        """The share of all decoder layers that were skipped."""
+        return 1 - sum(self.route) / len(self.route)
+
+
+def prompt_batches(
+    processor: Any, records: Sequence[Record], batch_size: int, prompt_format: str = "chat_template"
+) -> Iterator[dict[str, Tensor]]:
+    """Left-padded prompts for ``model.generate``, in order."""
+    encoder = Encoder(processor, prompt_format)
+    collate = Collator(processor.tokenizer.pad_token_id or 0, padding_side="left")
+    for start in range(0, len(records), batch_size):
+        batch = collate([encoder(record) for record in records[start : start + batch_size]])
+        yield {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_GENERATE}
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any, processor: Any, batch: dict[str, Tensor], options: RoutingOptions | None = None, **generation: Any
+) -> tuple[list[str], Tensor]:
+    """Generates one batch.
+
+    Args:
+        model: routed or not.
+        processor: decodes.
+        batch: of ``prompt_batches``.
+        options: of a routed model.
+        **generation: for ``model.generate``.
+
+    Returns:
+        B texts, and keep flags bool [B, L] on the host.
+    """
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    settings = {"do_sample": False} | generation
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    route = torch.ones(len(batch["input_ids"]), num_layers, dtype=torch.bool)
+    if is_routed(model):
+        cache = RoutedCache(model.config, options)
+        ids = model.generate(**batch, past_key_values=cache, **settings)
+        assert cache.route is not None
+        route = cache.route
+    else:
+        ids = model.generate(**batch, **settings)
+    texts = processor.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts], route
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    batch_size: int = 64,
+    options: RoutingOptions | None = None,
+    prompt_format: str = "chat_template",
+    **generation: Any,
+) -> Iterator[Answer]:
+    """Answers each record's last question, which its last turn leaves unanswered."""
+    done = 0
+    for batch in prompt_batches(processor, records, batch_size, prompt_format):
+        texts, routes = answer_batch(model, processor, batch, options, **generation)
+        for text, route in zip(texts, routes.tolist(), strict=True):
+            yield Answer(records[done].id, text, tuple(route))
+            done += 1
