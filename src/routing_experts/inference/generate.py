@@ -90,12 +90,28 @@ def answer(
     records: Sequence[Record],
     batch_size: int = 64,
     options: RoutingOptions | None = None,
+    routes: Tensor | None = None,
     prompt_format: str = "chat_template",
     **generation: Any,
 ) -> Iterator[Answer]:
-    """Answers each record's last question, which its last turn leaves unanswered."""
+    """Answers each record's last question, which its last turn leaves unanswered.
+
+    Args:
+        model, processor: what answers; routed or not.
+        records: N of them.
+        batch_size: requests a batch.
+        options: of a routed model.
+        routes: keep flags [N, L] that records follow instead of the routers.
+        prompt_format: ``chat_template`` or ``vicuna_v1``.
+        **generation: for ``model.generate``.
+
+    Yields:
+        An answer a record, in order.
+    """
     done = 0
     for batch in prompt_batches(processor, records, batch_size, prompt_format):
+        if routes is not None:
+            options = RoutingOptions(route=routes[done : done + batch_size])
         texts, routes = answer_batch(model, processor, batch, options, **generation)
         for text, route in zip(texts, routes.tolist(), strict=True):
             yield Answer(records[done].id, text, tuple(route))

@@ -47,11 +47,11 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
             f"{transformers.__version__} lacks. Use a model of a family that transformers has."
         )
     if random_init:
-        return model_class(config)
+        return _named(model_class(config), name_or_path)
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors.index.json")):
         check_no_pickle(Path(source), "model.safetensors")
     try:
-        return model_class.from_pretrained(source, use_safetensors=True, **kwargs).eval()
+        return _named(model_class.from_pretrained(source, use_safetensors=True, **kwargs).eval(), name_or_path)
     except OSError as error:
         raise CheckpointError(f"{source} cannot be loaded: {error}") from error
 
@@ -83,6 +83,12 @@ def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
     model.roe_config.base = config.base
     load_parts(model, path)
     return model.eval()
+
+
+def _named(model: Any, name_or_path: str | Path) -> Any:
+    """A model remembers the name it was asked for by, which still resolves on another machine."""
+    model.name_or_path = str(name_or_path)
+    return model
 
 
 def is_routed_folder(name_or_path: str | Path) -> bool:

@@ -104,8 +104,8 @@ def _context_of_call(model: Any, kwargs: dict[str, Any], options: Any) -> Routin
     if cache is not None and cache.get_seq_length() > 0:
         if not isinstance(cache, RoutedCache):
             raise RouteError(
-                f"past_key_values of type {type(cache).__name__} with a past: a routed model's cache knows which layers "
-                "each row skips. Start from RoutedCache(model.config)."
+                f"past_key_values of type {type(cache).__name__} with a past: a routed model's cache knows which "
+                "layers each row skips. Start from RoutedCache(model.config)."
             )
         return None
     input_ids = kwargs.get("input_ids")

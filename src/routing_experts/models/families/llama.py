@@ -2,4 +2,4 @@
 
 from routing_experts.models.families.registry import Family, register
 
-register(Family("llama", (), "Llama text models"))
+register(Family("llama", auto_class="AutoModelForCausalLM", description="Llama text models"))

@@ -2,4 +2,4 @@
 
 from routing_experts.models.families.registry import Family, register
 
-register(Family("llava", ("image_token_id",), "LLaVA-1.5 (transformers' layout) and models built like it"))
+register(Family("llava", ("image_token_id",), description="LLaVA-1.5 (transformers' layout) and models built like it"))

@@ -19,11 +19,13 @@ class Family:
     Attributes:
         model_type: transformers' name of it.
         image_token_attributes: the config's attributes that hold ids of visual tokens; none for text models.
+        auto_class: the transformers auto class that loads it.
         description: one line for ``roe families`` and error messages.
     """
 
     model_type: str
     image_token_attributes: tuple[str, ...] = ()
+    auto_class: str = "AutoModelForImageTextToText"
     description: str = ""
 
     def image_token_ids(self, config: Any) -> tuple[int, ...]:

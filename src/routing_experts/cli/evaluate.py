@@ -1,0 +1,45 @@
+"""``roe evaluate``: a run's (or any model's) accuracy, skip rate and speed on fresh questions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    folder: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a hub name, or `pocket`.")],
+    data: Annotated[str, typer.Option(help="`digits` (fresh held-out questions) or a file in LLaVA's JSON.")] = "digits",
+    images: Annotated[str | None, typer.Option(help="The folder that the file's image paths start from.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="How many (digits: 2000; a file: all).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the digits questions and of the random control.")] = 1000,
+    json: Annotated[Path | None, typer.Option(help="Where the results go; a run's results.json by default.")] = None,
+    speed: Annotated[bool, typer.Option(help="Measure seconds, too.")] = True,
+) -> None:
+    """Evaluate a model: dense, routed, and the controls at the same skip rate.
+
+    Example: roe evaluate runs/digits --data digits --questions 2000 --seed 7 --json results.json
+    """
+    from rich.console import Console
+
+    from routing_experts.cli.common import quiet_libraries
+    from routing_experts.cli.judge import judge, judge_dense
+    from routing_experts.evaluation.questions import load_questions
+    from routing_experts.models.load import is_routed_folder
+    from routing_experts.reports import print_results
+
+    quiet_libraries()
+    console = Console()
+    asked = load_questions(data, images, questions, seed)
+    from routing_experts.cli.common import model_folder
+
+    if not is_routed_folder(model_folder(folder)):
+        judge_dense(folder, asked, console, json, seed)
+        return
+    results = judge(folder, asked, console, seed=seed, with_speed=speed)
+    run_folder = Path(folder) if (Path(folder) / "model").is_dir() else None
+    target = json or (run_folder / "results.json" if run_folder else None)
+    if target is not None:
+        results.save(target)
+    print_results(results, console)
+    if target is not None:
+        console.print(f"results: {target}")

@@ -1,0 +1,55 @@
+"""``roe train``: a recipe to its end."""
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from routing_experts.errors import ConfigError
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (digits, pocket …).")],
+    output: Annotated[str | None, typer.Option(help="The run's folder, instead of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last complete checkpoint.")] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Train the dense control instead: the base, same records, same steps.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Overrule a setting, e.g. --set training.steps=100.")
+    ] = None,
+) -> None:
+    """Train a model by a recipe.
+
+    Example: roe train digits --output runs/mine --set training.batch_size=32
+    """
+    from rich.console import Console
+
+    from routing_experts.cli.common import quiet_libraries
+    from routing_experts.training.recipe import load_recipe
+    from routing_experts.training.run import train as run_training
+    from routing_experts.training.run import tuned_base
+
+    quiet_libraries()
+    overrides = parse_settings(set_ or [])
+    if output is not None:
+        overrides["output"] = output
+    settings = load_recipe(recipe, overrides)
+    console = Console()
+    trained = run_training(tuned_base(settings) if dense else settings, console, resume)
+    console.print(f"model: {trained.folder}")
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``a.b=value`` texts as values by dotted path; values are read as YAML.
+
+    Raises:
+        ConfigError: if a text has no ``=``.
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {pair}: expected name=value, such as training.steps=100. Add the value.")
+        values[name] = yaml.safe_load(value)
+    return values

@@ -1,0 +1,50 @@
+"""A few questions with their pictures, both answers and the route: what the report shows of a run."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from routing_experts.data.images import load_image
+from routing_experts.evaluation.questions import Question
+from routing_experts.evaluation.scoring import Evaluation
+from routing_experts.records import write_text
+
+SHOWN = 12
+
+
+def write_gallery(folder: Path, questions: list[Question], dense: Evaluation, routed: Evaluation) -> None:
+    """Writes ``gallery.json`` and its pictures: each task's first questions, mistakes of the routed model first."""
+    right = routed.right
+    by_task: dict[str, list[int]] = {}
+    for index in sorted(range(len(questions)), key=lambda i: right[i]):
+        by_task.setdefault(questions[index].task, []).append(index)
+    chosen: list[int] = []
+    for round_ in range(SHOWN):
+        chosen += [rows[round_] for _, rows in sorted(by_task.items()) if round_ < len(rows)]
+    pictures = folder / "gallery"
+    pictures.mkdir(exist_ok=True)
+    items = []
+    for number, index in enumerate(chosen[:SHOWN]):
+        question = questions[index]
+        images = question.record.images
+        name = f"gallery/{number:02d}.png" if images else None
+        if name:
+            _thumbnail(load_image(images[0], question.record.id)).save(folder / name)
+        items.append(
+            {
+                "image": name,
+                "question": question.record.turns[-1].question.replace("<image>\n", ""),
+                "answer": question.answer,
+                "dense": dense.answers[index].text,
+                "routed": routed.answers[index].text,
+                "route": list(routed.answers[index].route),
+            }
+        )
+    write_text(folder / "gallery.json", json.dumps(items, indent=2) + "\n")
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    copy = image.copy()
+    copy.thumbnail((320, 320))
+    return copy

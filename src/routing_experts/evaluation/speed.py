@@ -1,0 +1,163 @@
+"""Measured seconds, dense against routed: interleaved runs of the same work, all raw timings kept.
+
+Three phases are timed apart, because one-word answers are all prefill: ``prefill`` is one forward of the prompts up to
+the first token's logits, ``decode`` a number of single-token steps after it, ``generate`` the whole call.
+
+Shapes: B rows, T prompt tokens, L layers.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from routing_experts.config import RoEConfig
+from routing_experts.evaluation.questions import Question, records_of
+from routing_experts.inference.generate import prompt_batches
+from routing_experts.models.cache import RoutedCache
+from routing_experts.models.convert import convert, is_routed
+from routing_experts.models.options import RoutingOptions
+from routing_experts.records import Speed, SpeedCase
+
+BATCHES = (1, 16)
+DECODE_STEPS = 16
+LARGER = {"num_hidden_layers": 32, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+LARGER_PROMPT = 64
+
+
+def measure_speed(
+    dense: Any, routed: Any, processor: Any, questions: Sequence[Question], repeats: int = 9, larger_repeats: int = 5
+) -> Speed:
+    """Times both models on the same prompts, then the routes found on a larger model of random weights.
+
+    Args:
+        dense, routed: of one architecture; the routed one chooses its own routes.
+        processor: of both.
+        questions: at least 16; a batch takes them in order, so its rows' routes differ as they happen to.
+        repeats: timed runs a case, after one to warm up.
+        larger_repeats: the same for the larger model.
+    """
+    cases: list[SpeedCase] = []
+    routes: dict[int, Tensor] = {}
+    for batch_size in BATCHES:
+        batch = next(iter(prompt_batches(processor, records_of(questions[:batch_size]), batch_size)))
+        cache = RoutedCache(routed.config)
+        with torch.inference_mode():
+            routed(**batch, past_key_values=cache)
+        assert cache.route is not None
+        routes[batch_size] = cache.route
+        cases += _cases(dense, routed, batch, cache.route, None, "this", repeats)
+    cases += _larger_cases(routes, larger_repeats)
+    headline = next(case for case in cases if case.model == "this" and case.phase == "generate" and case.batch == 1)
+    return Speed(
+        dense_seconds=median(headline.dense_seconds),
+        routed_seconds=median(headline.routed_seconds),
+        cases=cases,
+        note=_note(cases),
+    )
+
+
+def _cases(
+    dense: Any, routed: Any, batch: dict[str, Tensor], route: Tensor, forced: Tensor | None, model: str, repeats: int
+) -> list[SpeedCase]:
+    size = len(route)
+    timed = {"prefill": _prefill, "decode": _decode} | ({"generate": _generate} if forced is None else {})
+    found = []
+    for phase, time_it in timed.items():
+        dense_seconds, routed_seconds = interleave(
+            lambda time_it=time_it: time_it(dense, batch, None),
+            lambda time_it=time_it: time_it(routed, batch, forced),
+            repeats,
+        )
+        found.append(
+            SpeedCase(
+                name=f"{phase}, batch {size}" + (", larger model" if model == "larger" else ""),
+                phase=phase,  # type: ignore[arg-type]
+                batch=size,
+                model=model,  # type: ignore[arg-type]
+                skip_rate=1 - route.float().mean().item(),
+                mixed=bool((route != route[:1]).any()),
+                dense_seconds=dense_seconds,
+                routed_seconds=routed_seconds,
+            )
+        )
+    return found
+
+
+def interleave(first: Callable[[], float], second: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
+    """Runs both once to warm up, then in turn, so that a drift of the machine's speed falls on both alike."""
+    first(), second()
+    pairs = [(first(), second()) for _ in range(repeats)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _cache_of(model: Any, forced: Tensor | None) -> Any:
+    return RoutedCache(model.config, RoutingOptions(route=forced)) if is_routed(model) else None
+
+
+@torch.inference_mode()
+def _prefill(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
+    cache = _cache_of(model, forced)
+    start = time.perf_counter()
+    model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def _decode(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
+    """Seconds a step."""
+    output = model(**batch, past_key_values=_cache_of(model, forced), use_cache=True, logits_to_keep=1)
+    cache, mask = output.past_key_values, batch["attention_mask"]
+    token = output.logits[:, -1:].argmax(-1)
+    positions = mask.sum(1, keepdim=True)
+    start = time.perf_counter()
+    for step in range(DECODE_STEPS):
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        output = model(
+            input_ids=token, attention_mask=mask, position_ids=positions + step, past_key_values=cache, use_cache=True
+        )
+        token = output.logits[:, -1:].argmax(-1)
+    return (time.perf_counter() - start) / DECODE_STEPS
+
+
+@torch.inference_mode()
+def _generate(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
+    start = time.perf_counter()
+    model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
+    return time.perf_counter() - start
+
+
+def _larger_cases(routes: dict[int, Tensor], repeats: int) -> list[SpeedCase]:
+    """The same routes, stretched over 32 layers, replayed on random weights: what layers of some size gain.
+
+    A replayed route asks no router and carries no routing tokens, so these times leave out the cost of deciding.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=512, max_position_embeddings=512, pad_token_id=0, **LARGER)
+        dense, routed = (LlamaForCausalLM(config).eval() for _ in range(2))
+        convert(routed, RoEConfig(num_unrouted_layers=0))
+        ids = torch.randint(3, 512, (max(routes), LARGER_PROMPT))
+    cases = []
+    for size, route in routes.items():
+        source = torch.arange(config.num_hidden_layers) * route.shape[1] // config.num_hidden_layers
+        stretched = route[:, source]
+        batch = {"input_ids": ids[:size], "attention_mask": torch.ones_like(ids[:size])}
+        cases += _cases(dense, routed, batch, stretched, stretched, "larger", repeats)
+    return cases
+
+
+def _note(cases: Sequence[SpeedCase]) -> str:
+    """Says where routing did not pay, and why; empty where it always did."""
+    slower = [c for c in cases if c.model == "this" and median(c.routed_seconds) >= median(c.dense_seconds)]
+    if not slower:
+        return ""
+    return (
+        f"Not faster on this model: {', '.join(case.name for case in slower)}. A layer of this width costs little more "
+        "than launching its kernels, and deciding (two routing tokens and one host synchronisation a layer) and moving "
+        "rows cost launches too. The larger model's rows show the same routes where layers do real work."
+    )
