@@ -1,4 +1,4 @@
-"""The Python interface's few functions that join rooms: conversion with a processor, saving with it, the pocket model."""
+"""The Python interface's few functions that join rooms: conversion and saving with a processor, the pocket model."""
 
 from pathlib import Path
 from typing import Any

@@ -52,7 +52,7 @@ class RoEConfig:
     Attributes:
         target_skip_ratio: ρ, the share of layers that the sparsity loss asks to skip; from 0 to 0.5, because the
             warm-up's random routes reach one half at most (b = 1 − √(2ρ) is negative beyond).
-        bottleneck_size: K, the adapter's inner width; None for a quarter of the hidden size (1024 of 4096 in the paper).
+        bottleneck_size: K, the adapter's inner width; None for a quarter of the hidden size (paper: 1024 of 4096).
         adapter_init: "zero" makes a fresh skip path an identity; "xavier" is the paper's.
         gate: how training turns router logits into keep and skip weights.
         routed_layers: which decoder layers may be skipped; None for all but the first ``num_unrouted_layers``.
@@ -177,7 +177,9 @@ class RoEConfig:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} is not JSON ({error}). Restore it from the training run's folder.") from error
+            raise CheckpointError(
+                f"{path} is not JSON ({error}). Restore it from the training run's folder."
+            ) from error
         return cls.from_dict(values)
 
 

@@ -84,9 +84,6 @@ def test_cached_equals_uncached_where_routers_decide(build, num_unrouted, mode, 
     assert_same(cached, uncached)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="spans.open_history counts the last answer as question, so each token moves routes"
-)
 def test_cached_equals_uncached_where_history_decides():
     """Guards the preset ``paper``: its routing token sees the dialogue's history, but never what is generated."""
     model = model_for(tiny_llava, num_unrouted_layers=1, text_span="history")

@@ -159,7 +159,7 @@ def test_a_row_of_padding_and_a_row_of_pictures():
 def test_views_for_inference():
     segments = torch.tensor([[0, 0, 1, 1, 2, 3, 3, 4], [-1, -1, 0, 1, 2, 2, 3, 3], [0, 1, 1, 1, 1, -1, -1, -1]])
     assert open_history(segments).tolist() == [
-        [0, 0, 1, 1, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1, 1, 2],
         [-1, -1, 0, 1, 1, 1, 1, 1],
         [0, 1, 1, 1, 1, -1, -1, -1],
     ]

@@ -8,7 +8,9 @@ import typer
 
 def evaluate(
     folder: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a hub name, or `pocket`.")],
-    data: Annotated[str, typer.Option(help="`digits` (fresh held-out questions) or a file in LLaVA's JSON.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="`digits` (fresh held-out questions) or a file in LLaVA's JSON.")
+    ] = "digits",
     images: Annotated[str | None, typer.Option(help="The folder that the file's image paths start from.")] = None,
     questions: Annotated[int | None, typer.Option(min=1, help="How many (digits: 2000; a file: all).")] = None,
     seed: Annotated[int, typer.Option(help="Of the digits questions and of the random control.")] = 1000,

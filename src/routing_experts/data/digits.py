@@ -6,7 +6,7 @@ picture. The 1,797 samples are split once, by sample, so that held-out questions
 A record is a pure function of (seed, index): any worker, process or order gives the same one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations
@@ -56,7 +56,7 @@ def _samples_by_digit(split: str) -> tuple[np.ndarray, ...]:
     return tuple(np.flatnonzero(digits == digit) for digit in range(10))
 
 
-def draw_picture(digits: Sequence[int], columns: int, split: str, rng: np.random.Generator) -> Image.Image:
+def draw_picture(digits: np.ndarray, columns: int, split: str, rng: np.random.Generator) -> Image.Image:
     """A grey picture of the digits in rows of ``columns``; each is a random sample, 12 to 15 pixels, jittered."""
     pictures, _ = handwriting(split)
     by_digit = _samples_by_digit(split)
@@ -84,7 +84,7 @@ _YES_NO = ("yes", "no")
 _SUMS = tuple(map(str, range(19)))
 
 
-def _pick(rng: np.random.Generator, options: Sequence) -> Any:
+def _pick(rng: np.random.Generator, options: Any) -> Any:
     return options[int(rng.integers(len(options)))]
 
 

@@ -1,6 +1,6 @@
 """Dialogues as one text, with the character spans of every question and answer in it.
 
-Two formats: ``chat_template`` (whatever the processor's own template says) and ``vicuna_v1`` (LLaVA-1.5's, written out).
+Two formats: ``chat_template`` (what the processor's own template says) and ``vicuna_v1`` (LLaVA-1.5's, written out).
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,9 @@ def render(processor: Any, turns: Sequence[Turn], system: str = "", format: str 
     """
     for number, turn in enumerate(turns[:-1], start=1):
         if not turn.answer:
-            raise PromptError(f"turn {number} of {len(turns)} has no answer: only the last may wait for one. Fill it in.")
+            raise PromptError(
+                f"turn {number} of {len(turns)} has no answer: only the last may wait for one. Fill it in."
+            )
     if format == "vicuna_v1":
         return _render_vicuna(processor, turns, system)
     if format != "chat_template":

@@ -8,6 +8,7 @@ Shapes: B rows, T prompt tokens, L layers.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,12 @@ from routing_experts.records import Speed, SpeedCase
 
 BATCHES = (1, 16)
 DECODE_STEPS = 16
-LARGER = {"num_hidden_layers": 32, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+LARGER: dict[str, Any] = {
+    "num_hidden_layers": 32,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_attention_heads": 8,
+}
 LARGER_PROMPT = 64
 
 
@@ -69,8 +75,8 @@ def _cases(
     found = []
     for phase, time_it in timed.items():
         dense_seconds, routed_seconds = interleave(
-            lambda time_it=time_it: time_it(dense, batch, None),
-            lambda time_it=time_it: time_it(routed, batch, forced),
+            partial(time_it, dense, batch, None),
+            partial(time_it, routed, batch, forced),
             repeats,
         )
         found.append(
@@ -88,7 +94,9 @@ def _cases(
     return found
 
 
-def interleave(first: Callable[[], float], second: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
+def interleave(
+    first: Callable[[], float], second: Callable[[], float], repeats: int
+) -> tuple[list[float], list[float]]:
     """Runs both once to warm up, then in turn, so that a drift of the machine's speed falls on both alike."""
     first(), second()
     pairs = [(first(), second()) for _ in range(repeats)]

@@ -112,7 +112,7 @@ def answer(
     for batch in prompt_batches(processor, records, batch_size, prompt_format):
         if routes is not None:
             options = RoutingOptions(route=routes[done : done + batch_size])
-        texts, routes = answer_batch(model, processor, batch, options, **generation)
-        for text, route in zip(texts, routes.tolist(), strict=True):
+        texts, taken = answer_batch(model, processor, batch, options, **generation)
+        for text, route in zip(texts, taken.tolist(), strict=True):
             yield Answer(records[done].id, text, tuple(route))
             done += 1

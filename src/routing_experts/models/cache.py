@@ -27,7 +27,7 @@ class RoutedCacheLayer(CacheLayerMixin):
 
     is_croppable = False
 
-    def __init__(self, inner: CacheLayerMixin) -> None:
+    def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.length = 0
         self.set_keep(None)
@@ -37,11 +37,11 @@ class RoutedCacheLayer(CacheLayerMixin):
         self.keep = keep
         self.all_keep = keep is None or bool(keep.all())
         self.any_keep = keep is None or bool(keep.any())
-        if not self.all_keep and self.any_keep:
-            self.kept_rows, self.skipped_rows = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]  # type: ignore[union-attr]
+        if keep is not None and not self.all_keep:
+            self.kept_rows, self.skipped_rows = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
 
     @property
-    def is_sliding(self) -> bool:  # type: ignore[override]
+    def is_sliding(self) -> bool:
         """Whether the inner layer forgets tokens outside a window."""
         return bool(self.inner.is_sliding)
 
@@ -72,7 +72,7 @@ class RoutedCacheLayer(CacheLayerMixin):
         """Counts tokens that no row ran; a sliding layer's mask depends on its own counter too."""
         self.length += num_tokens
         if self.is_sliding:
-            self.inner.cumulative_length += num_tokens  # type: ignore[attr-defined]
+            self.inner.cumulative_length += num_tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""
@@ -147,7 +147,7 @@ class RoutedCache(DynamicCache):
 
     def __init__(self, config: Any, options: RoutingOptions | None = None) -> None:
         super().__init__(config=config.get_text_config(decoder=True))
-        self.layers = [RoutedCacheLayer(layer) for layer in self.layers]
+        self.layers: list[RoutedCacheLayer] = [RoutedCacheLayer(layer) for layer in self.layers]  # type: ignore[assignment]
         self.options = options or RoutingOptions()
 
     @property

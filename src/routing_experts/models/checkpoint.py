@@ -43,7 +43,11 @@ def fingerprint(model: Any) -> str:
 
 
 def save_routed(
-    model: Any, folder: str | Path, base_weights: bool = True, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    model: Any,
+    folder: str | Path,
+    base_weights: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    **kwargs: Any,
 ) -> None:
     """Writes a routed model's folder.
 
@@ -68,7 +72,8 @@ def save_routed(
     try:
         if base_weights:
             base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
-            type(model).__base__.save_pretrained(model, staging, state_dict=base_state, **kwargs)
+            base_class: Any = type(model).__base__
+            base_class.save_pretrained(model, staging, state_dict=base_state, **kwargs)
         save_parts(model, staging, state)
         config.save(staging)
         folder.mkdir(exist_ok=True)
@@ -99,7 +104,7 @@ def load_parts(model: Any, folder: Path) -> None:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}): it may be cut short, or a pickle under another name. "
+            f"{path} is not a readable safetensors file ({error}): it may be cut short, or a renamed pickle. "
             "Restore it from the training run's folder; pickles are never loaded."
         ) from error
     own = {name: tensor for name, tensor in model.state_dict().items() if is_roe_key(name)}
@@ -145,7 +150,9 @@ def check_no_pickle(folder: Path, expected: str) -> None:
             f"{folder} holds {', '.join(pickles)} but no {expected}: pickles can run code when opened and are never "
             "loaded. Convert the weights to safetensors where you trust them."
         )
-    raise CheckpointError(f"{folder} has no {expected}: the checkpoint is incomplete. Restore it from the training run.")
+    raise CheckpointError(
+        f"{folder} has no {expected}: the checkpoint is incomplete. Restore it from the training run."
+    )
 
 
 def _with_fingerprint(model: Any, config: RoEConfig, base_weights: bool) -> RoEConfig:
@@ -153,7 +160,7 @@ def _with_fingerprint(model: Any, config: RoEConfig, base_weights: bool) -> RoEC
     now = fingerprint(model)
     if not base_weights and config.base.fingerprint and now != config.base.fingerprint:
         raise CheckpointError(
-            "base_weights=False, but the base's weights changed since conversion: the RoE parts alone would not fit the "
-            "original base. Save with base_weights=True."
+            "base_weights=False, but the base's weights changed since conversion: the RoE parts alone would not fit "
+            "the original base. Save with base_weights=True."
         )
     return replace(config, base=replace(config.base, fingerprint=now))

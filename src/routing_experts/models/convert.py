@@ -54,7 +54,9 @@ def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | 
     """
     family = family_of(model)
     if is_routed(model):
-        raise ModelFamilyError("the model is routed already: a second conversion would lose its routers. Revert it first.")
+        raise ModelFamilyError(
+            "the model is routed already: a second conversion would lose its routers. Revert it first."
+        )
     attention = model.config.get_text_config(decoder=True)._attn_implementation
     if attention not in ATTENTION:
         raise ModelFamilyError(
@@ -72,7 +74,8 @@ def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for index, layer in enumerate(layers):
-            layer.__class__ = routed_layer_class(type(layer))
+            base_class: Any = type(layer)
+            layer.__class__ = routed_layer_class(base_class)
             if index in routed:
                 _add_parts(layer, hidden_size, config)
         like = next(layers[0].parameters())
@@ -92,7 +95,8 @@ def revert(model: Any) -> Any:
     if not is_routed(model):
         raise ModelFamilyError(f"{type(model).__name__} is not routed: there is nothing to revert. Convert it first.")
     for layer in family_of(model).decoder_layers(model):
-        layer.__class__ = type(layer).__base__
+        base_class: Any = type(layer).__base__
+        layer.__class__ = base_class
         for name in ("skip_down", "skip_up", "router"):
             if name in layer._modules:
                 delattr(layer, name)

@@ -98,7 +98,7 @@ class _LayerCall:
         if not bool(keep.any()):
             if self.slot is not None:
                 self.slot.skip(hidden.shape[1])
-            if carries:
+            if carries and tokens is not None:
                 routing.tokens[self.index + 1] = self.adapt(tokens)
             return self.adapt(hidden)
         kept, skipped = keep.nonzero()[:, 0].to(hidden.device), (~keep).nonzero()[:, 0].to(hidden.device)

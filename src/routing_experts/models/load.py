@@ -38,7 +38,9 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
 
     source = resolve(name_or_path)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise CheckpointError(f"{source} has no config.json, so it is no model's folder. Give a model's folder or hub name.")
+        raise CheckpointError(
+            f"{source} has no config.json, so it is no model's folder. Give a model's folder or hub name."
+        )
     config = transformers.AutoConfig.from_pretrained(source)
     model_class = getattr(transformers, (config.architectures or [""])[0], None)
     if model_class is None:
@@ -101,7 +103,7 @@ def _local(folder: str | Path) -> Path:
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(folder)))

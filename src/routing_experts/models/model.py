@@ -159,7 +159,8 @@ def _asked_of_generate(model: Any, kwargs: dict[str, Any], name: str) -> Any:
 
 def set_model_class(model: nn.Module) -> None:
     """Swaps the routed class in."""
-    model.__class__ = routed_model_class(type(model))
+    base: Any = type(model)
+    model.__class__ = routed_model_class(base)
 
 
 def initial_routing_tokens(hidden_size: int, std: float) -> nn.Parameter:

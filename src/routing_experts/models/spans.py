@@ -81,8 +81,13 @@ def segments_from_ids(
 
 
 def open_history(segment_ids_BT: Tensor) -> Tensor:
-    """Makes one question of everything after the context, as the authors' code sees a prompt (preset ``paper``)."""
-    return segment_ids_BT.clamp(max=question_segment(1))
+    """Makes one question of everything after the context, as the authors' code sees a prompt (preset ``paper``).
+
+    What follows the last question was generated or is scored: it stays an answer, which no routing token sees.
+    """
+    last_B1 = segment_ids_BT.amax(1, keepdim=True)
+    is_last_answer_BT = (segment_ids_BT == last_B1) & (last_B1 > CONTEXT) & (last_B1 % 2 == 0)
+    return torch.where(is_last_answer_BT, answer_segment(1), segment_ids_BT.clamp(max=question_segment(1)))
 
 
 def only_last_question(segment_ids_BT: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B examples, T tokens, V vocabulary, L routed layers, Q turns.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 IGNORED = -100
 
@@ -21,7 +21,7 @@ def cross_entropy_per_example(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     scored_BT = targets_BT != IGNORED
     logits = logits_BTV[:, :-1][scored_BT]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, targets_BT[scored_BT], reduction="none")
+    losses = cross_entropy(logits, targets_BT[scored_BT], reduction="none")
     row_of = scored_BT.nonzero()[:, 0]
     total_B = torch.zeros(len(labels_BT), device=losses.device, dtype=losses.dtype).index_add(0, row_of, losses)
     return total_B / scored_BT.sum(1).clamp_min(1)

@@ -1,6 +1,6 @@
 """Makes the pocket model's configuration, tokenizer and processor: everything but its trained weights.
 
-``python -m routing_experts.pocket.build FOLDER`` writes them; ``roe train recipes/pocket.yaml`` then trains the weights.
+``python -m routing_experts.pocket.build FOLDER`` writes them; ``roe train pocket`` then trains the weights.
 """
 
 import sys

@@ -111,9 +111,7 @@ class StopAt(TrainerCallback):
     def __init__(self, step: int, keep: bool) -> None:
         self.step, self.keep = step, keep
 
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Saves and stops once the step is reached."""
         if state.global_step >= self.step:
             control.should_training_stop = True
@@ -145,9 +143,7 @@ class InterruptGuard(TrainerCallback):
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Saves and stops if asked to."""
         if self.interrupted:
             control.should_training_stop = control.should_save = True

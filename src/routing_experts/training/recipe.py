@@ -100,7 +100,9 @@ class TrainingSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)}: it is a count of at least 1. Raise it.")
         if self.lr_schedule not in LR_SCHEDULES:
-            raise ConfigError(f"training.lr_schedule={self.lr_schedule!r}: it must be one of {', '.join(LR_SCHEDULES)}.")
+            raise ConfigError(
+                f"training.lr_schedule={self.lr_schedule!r}: it must be one of {', '.join(LR_SCHEDULES)}."
+            )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"training.precision={self.precision!r}: it must be fp32 or bf16.")
         if not 0 <= self.warmup_share < 1:
@@ -160,7 +162,9 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not YAML: {error}. Correct the line that it names.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe {path} holds {type(values).__name__}, not settings. Write `model:`, `data:` and so on.")
+        raise ConfigError(
+            f"recipe {path} holds {type(values).__name__}, not settings. Write `model:`, `data:` and so on."
+        )
     for dotted, value in (overrides or {}).items():
         *parents, last = dotted.split(".")
         place = values
@@ -193,7 +197,9 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
     known = {f.name: f for f in fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ConfigError(f"{where} has unknown settings {unknown}: it knows {', '.join(known)}. Correct or remove them.")
+        raise ConfigError(
+            f"{where} has unknown settings {unknown}: it knows {', '.join(known)}. Correct or remove them."
+        )
     return dict(values)
 
 

@@ -60,7 +60,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
     last = _last_checkpoint(output / CHECKPOINTS)
     if last and not resume:
         raise TrainingError(
-            f"{output} holds checkpoints of an earlier run (the last is {last.name}): starting anew would overwrite it. "
+            f"{output} holds checkpoints of an earlier run (the last is {last.name}): a new one would overwrite it. "
             "Resume it (--resume), or give another output folder."
         )
     output.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,8 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
                 last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
                 if guard.interrupted:
                     raise TrainingError(
-                        f"interrupted: {last} is complete and nothing was lost. Run the same command with --resume to go "
-                        "on from there."
+                        f"interrupted: {last} is complete and nothing was lost. Run the same command with --resume "
+                        "to go on from there."
                     )
     finally:
         bar.close()
@@ -144,8 +144,8 @@ def _train_stage(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if trainer.is_deepspeed_enabled and len(recipe.stages) > 1:
         raise TrainingError(
-            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. Give "
-            "the recipe one stage at a time (`stages:` with a single entry), each starting from the last one's model."
+            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
+            "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
         )
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     return _last_checkpoint(Path(recipe.output) / CHECKPOINTS) or last

@@ -40,9 +40,13 @@ class Stage:
                 f"{', '.join(PARAMETER_GROUPS)}. Correct the list."
             )
         if self.gate not in STAGE_GATES:
-            raise ConfigError(f"stage {self.name!r} has gate {self.gate!r}: it must be one of {', '.join(STAGE_GATES)}.")
+            raise ConfigError(
+                f"stage {self.name!r} has gate {self.gate!r}: it must be one of {', '.join(STAGE_GATES)}."
+            )
         if not 0 < self.until <= 1:
-            raise ConfigError(f"stage {self.name!r} lasts until {self.until}: a share of the run lies above 0, up to 1.")
+            raise ConfigError(
+                f"stage {self.name!r} lasts until {self.until}: a share of the run lies above 0, up to 1."
+            )
 
 
 THREE_STAGES = (
@@ -64,8 +68,8 @@ def check_stages(stages: tuple[Stage, ...]) -> None:
     ends = [stage.until for stage in stages]
     if not ends or ends != sorted(set(ends)) or ends[-1] != 1.0:
         raise ConfigError(
-            f"stages end at {ends}: each must end after the one before, and the last at 1.0, so that they fill the run. "
-            "Correct their `until`."
+            f"stages end at {ends}: each must end after the one before, and the last at 1.0, so that they fill the "
+            "run. Correct their `until`."
         )
 
 

@@ -70,12 +70,11 @@ class RoETrainer(Trainer):
         """
         if self.optimizer is None:
             settings = self.recipe.training
-            named = (model or self.model).named_parameters()
+            target: Any = model or self.model
+            named = target.named_parameters()
             if self.is_deepspeed_enabled:
                 named = ((name, parameter) for name, parameter in named if parameter.requires_grad)
-            groups = optimizer_groups(
-                named, settings.learning_rate, settings.base_learning_rate, settings.weight_decay
-            )
+            groups = optimizer_groups(named, settings.learning_rate, settings.base_learning_rate, settings.weight_decay)
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
         return self.optimizer
 
@@ -87,7 +86,8 @@ class RoETrainer(Trainer):
             def factor(step: int) -> float:
                 return lr_factor(settings.lr_schedule, settings.warmup_share, (step + 1) / settings.steps)
 
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            target: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(target, factor)
         return self.lr_scheduler
 
     def compute_loss(
@@ -137,7 +137,8 @@ class RoETrainer(Trainer):
         logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
         gate = self.gate_settings()
         if gate is not None and "rates" in window:
-            num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
+            model: Any = self.model
+            num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
             rates = dict.fromkeys(range(num_layers), 0.0)
             routed = self.recipe.roe.layers_to_route(num_layers)
             rates |= dict(zip(routed, (window["rates"] / batches).tolist(), strict=True))
@@ -149,13 +150,14 @@ class RoETrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """peft saves its updates alone: the RoE parts go beside them."""
         super()._save(output_dir, state_dict)
-        if hasattr(self.model, "get_base_model"):
-            save_parts(self.model.get_base_model(), Path(output_dir or self.args.output_dir))
+        model: Any = self.model
+        if hasattr(model, "get_base_model"):
+            save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The base's weights as the Trainer reads them, and the RoE parts from their own file."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        target = model or self.model
+        target: Any = model or self.model
         inner = target.get_base_model() if hasattr(target, "get_base_model") else target
         if is_routed(inner):
             load_parts(inner, Path(resume_from_checkpoint))
