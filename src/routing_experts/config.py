@@ -151,10 +151,15 @@ class RoEConfig:
                 "Correct the spelling or remove them."
             )
         values = dict(values)
-        if values.get("markers"):
-            values["markers"] = TurnMarkers(**{key: tuple(ids) for key, ids in values["markers"].items()})
-        if values.get("base"):
-            values["base"] = BaseModel(**values["base"])
+        for name, kind in (("markers", TurnMarkers), ("base", BaseModel)):
+            try:
+                inner = values.get(name) and dict(values[name])
+                values[name] = inner and kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{name}={values[name]!r}: {kind.__name__} has {', '.join(f.name for f in fields(kind))}. "
+                    "Restore the entry as it was written."
+                ) from error
         return cls(**values)
 
     def save(self, folder: Path) -> None:
@@ -180,6 +185,10 @@ class RoEConfig:
             raise CheckpointError(
                 f"{path} is not JSON ({error}). Restore it from the training run's folder."
             ) from error
+        if not isinstance(values, dict):
+            raise CheckpointError(
+                f"{path} holds {type(values).__name__}, not settings. Restore it from the training run's folder."
+            )
         return cls.from_dict(values)
 
 

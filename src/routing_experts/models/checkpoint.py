@@ -4,8 +4,10 @@ Everything is written to a temporary folder first and renamed into place; ``roe_
 folder that has it is complete. Only safetensors are ever read.
 """
 
+import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -23,6 +25,9 @@ from routing_experts.errors import CheckpointError
 WEIGHTS_NAME = "roe.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _ROE_PARTS = ("skip_down", "skip_up", "router", "routing_tokens")
+_BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_STAGING = ".partial"
+_SAMPLES = 64  # values of each parameter that the fingerprint reads
 
 
 def is_roe_key(name: str) -> bool:
@@ -31,14 +36,16 @@ def is_roe_key(name: str) -> bool:
 
 
 def fingerprint(model: Any) -> str:
-    """A hash of the decoder's norm weights, rounded to bfloat16: the same for a model and its bf16 copy.
+    """A hash of some values of every base parameter, rounded to bfloat16: the same for a model and its bf16 copy.
 
-    It tells fine-tuned bases from one another, which shapes do not.
+    It tells fine-tuned bases from one another, which shapes do not; norms alone would not, since LoRA leaves them.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.get_decoder().named_parameters()):
-        if parameter.dim() == 1 and not is_roe_key(name):
-            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    for name, parameter in sorted(model.named_parameters()):
+        if not is_roe_key(name):
+            values = parameter.detach().flatten()
+            sample = values[:: max(1, len(values) // _SAMPLES)]
+            digest.update(sample.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -53,22 +60,30 @@ def save_routed(
 
     Args:
         model: a converted model.
-        folder: made if it is not there; files of the same names are replaced, others left alone.
+        folder: made if it is not there; older weights and files of the same names are replaced, others left alone.
         base_weights: also write the base's configuration and weights; without them the folder holds the RoE parts
             alone and is loaded onto the base that it names.
         state_dict: gathered weights, where the model's own are sharded.
         **kwargs: for the base's ``save_pretrained``.
 
     Raises:
-        CheckpointError: for RoE parts alone when the base was tuned since conversion: they would not fit the original.
+        CheckpointError: for RoE parts alone when the base was tuned since conversion: they would not fit the original;
+            or when the folder holds a base model, onto which they would be loaded.
     """
     folder = Path(folder)
     state = model.state_dict() if state_dict is None else state_dict
     config: RoEConfig = model.roe_config
     if state_dict is None:
         config = _with_fingerprint(model, config, base_weights)
+    if not base_weights and (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds a base model: RoE parts saved beside it with base_weights=False would be loaded onto its "
+            "weights. Give another folder."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????{_STAGING}"):  # by a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(_STAGING, f".{folder.name}.", folder.parent))
     try:
         if base_weights:
             base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
@@ -78,10 +93,19 @@ def save_routed(
         config.save(staging)
         folder.mkdir(exist_ok=True)
         (folder / CONFIG_NAME).unlink(missing_ok=True)  # a folder being replaced is not complete until it is back
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+        written = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME)
+        for path in written[:-1]:
             os.replace(path, folder / path.name)
+        for path in _base_weight_files(folder):  # of an older save in other shards; readers might prefer them
+            if path.name not in {new.name for new in written}:
+                path.unlink()
+        os.replace(written[-1], folder / CONFIG_NAME)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _base_weight_files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("model*") if _BASE_WEIGHTS.fullmatch(path.name)]
 
 
 def save_parts(model: Any, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:

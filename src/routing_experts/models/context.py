@@ -7,6 +7,9 @@ rebuilds dataclasses, dicts and tuples among a layer's keywords, and writes to t
 Shapes: B examples, T tokens, Q turns, R = Q + 1 routing tokens (image side first), D hidden, L layers.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,7 +64,7 @@ class RoutingContext:
         self.logits: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
         self.keep: dict[int, Tensor] = {}
-        self._masks: dict[object, tuple[Tensor | None, Tensor]] = {}
+        self._made: dict[tuple[str, int], tuple[Tensor | None, Any]] = {}
 
     @classmethod
     def from_segments(
@@ -118,39 +121,59 @@ class RoutingContext:
         """cos and sin for the routing tokens, [B, 1, head size] or given: those of each row's first real token."""
         if self.rotary is not None:
             return self.rotary
+        return self._once("rotary", position_embeddings[0], lambda: self._first_real(position_embeddings))
+
+    def fused_rotary(self, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """cos and sin for ordinary and then routing tokens, [B, T + R, head size]."""
+        return self._once("fused rotary", position_embeddings[0], lambda: self._behind(position_embeddings))
+
+    def _first_real(self, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         rows = torch.arange(len(self.first_real_B), device=self.first_real_B.device)
         return tuple(c.expand(len(rows), -1, -1)[rows, self.first_real_B][:, None] for c in position_embeddings)
 
+    def _behind(self, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        batch, routing = len(self.first_real_B), self.routing_rotary(position_embeddings)
+        pairs = zip(position_embeddings, routing, strict=True)
+        return tuple(torch.cat([c.expand(batch, -1, -1), r.expand(-1, self.num_tokens, -1)], dim=1) for c, r in pairs)
+
+    def _once(self, name: str, source: Tensor | None, make: Callable[[], Any]) -> Any:
+        """Layers of one kind share the model's masks and rotary tables: what is derived from them is made once.
+
+        The source is held as long as the context, so that its identity stays its own.
+        """
+        key = (name, id(source))
+        if key not in self._made:
+            self._made[key] = (source, make())
+        return self._made[key][1]
+
     def span_mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
         """What routing tokens see, [B, 1, R, K]: boolean, or additive for eager attention."""
-        key = ("span", dtype, additive)
-        if key not in self._masks:
-            self._masks[key] = (None, _attention_form(self.visible_BRK[:, None], dtype, additive))
-        return self._masks[key][1]
+        visible = self.visible_BRK[:, None]
+        return self._once(f"span {dtype} {additive}", None, lambda: _attention_form(visible, dtype, additive))
 
     def fused_mask(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
         """The base's mask [B, 1, T, T] with the routing tokens behind, [B, 1, T + R, T + R]: nobody sees them.
 
         Args:
-            base_mask: as the layer was given it; None for plainly causal attention. Layers of one kind share one
-                mask object, which is extended once.
+            base_mask: as the layer was given it; None for plainly causal attention.
             dtype: of the hidden states, for additive masks.
             additive: whether attention adds the mask.
         """
-        key = ("fused", id(base_mask), dtype, additive)
-        if key not in self._masks:
-            batch, num_routing, num_keys = self.visible_BRK.shape
-            length = num_keys - num_routing
-            if base_mask is None:
-                causal = torch.ones(length, length, dtype=torch.bool, device=self.visible_BRK.device).tril()
-                ordinary = _attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
-            else:
-                ordinary = base_mask.expand(batch, -1, -1, -1)
-            blocked = torch.zeros(batch, 1, length, num_routing, dtype=torch.bool, device=self.visible_BRK.device)
-            ordinary = torch.cat([ordinary, _attention_form(blocked, ordinary.dtype, ordinary.dtype != torch.bool)], -1)
-            routing = _attention_form(self.visible_BRK[:, None], ordinary.dtype, ordinary.dtype != torch.bool)
-            self._masks[key] = (base_mask, torch.cat([ordinary, routing], dim=2))  # holding it keeps its id unique
-        return self._masks[key][1]
+        name = f"fused {dtype} {additive}"
+        return self._once(name, base_mask, lambda: self._extend(base_mask, dtype, additive))
+
+    def _extend(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
+        batch, num_routing, num_keys = self.visible_BRK.shape
+        length, device = num_keys - num_routing, self.visible_BRK.device
+        if base_mask is None:
+            causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+            ordinary = _attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
+        else:
+            ordinary = base_mask.expand(batch, -1, -1, -1)
+        dtype, additive = ordinary.dtype, ordinary.dtype != torch.bool
+        blocked = torch.zeros(batch, 1, length, num_routing, dtype=torch.bool, device=device)
+        ordinary = torch.cat([ordinary, _attention_form(blocked, dtype, additive)], dim=-1)
+        return torch.cat([ordinary, _attention_form(self.visible_BRK[:, None], dtype, additive)], dim=2)
 
 
 def _attention_form(visible: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:

@@ -140,18 +140,18 @@ class _LayerCall:
 
     def run_both(self, hidden: Tensor, tokens: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The base layer on ordinary and routing tokens [B, T, D], [B, R, D]; ``rows`` says which of the batch."""
-        assert self.routing is not None
-        batch = len(self.routing.first_real_B)
-        kwargs = self.kwargs if rows is None else _rows(self.kwargs, rows, batch)
-        rotary = self.routing.routing_rotary(self.kwargs["position_embeddings"])
-        rotary = rotary if rows is None else tuple(c[rows] for c in rotary)
+        routing = self.routing
+        assert routing is not None
+        kwargs = self.kwargs if rows is None else _rows(self.kwargs, rows, len(routing.first_real_B))
         additive = self.layer.self_attn.config._attn_implementation == "eager"
-        if self.routing.layout == "fused":
-            return self._run_fused(hidden, tokens, rows, kwargs, rotary, additive)
+        if routing.layout == "fused":
+            return self._run_fused(hidden, tokens, rows, kwargs, additive)
         tap = KeyValueTap(self.cache)
         ran = self.run(self.layer, hidden, past_key_values=tap, **kwargs)
-        mask = self.routing.span_mask(hidden.dtype, additive)
-        mask = mask if rows is None else mask[rows]
+        rotary = routing.routing_rotary(self.kwargs["position_embeddings"])
+        mask = routing.span_mask(hidden.dtype, additive)
+        if rows is not None:
+            rotary, mask = tuple(c[rows] for c in rotary), mask[rows]
         beside = kwargs | {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
         return ran, self.run(self.layer, tokens, past_key_values=BehindTap(tap), **beside)
 
@@ -181,27 +181,16 @@ class _LayerCall:
         return ran
 
     def _run_fused(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        rows: Tensor | None,
-        kwargs: dict[str, Any],
-        rotary: tuple[Tensor, ...],
-        additive: bool,
+        self, hidden: Tensor, tokens: Tensor, rows: Tensor | None, kwargs: dict[str, Any], additive: bool
     ) -> tuple[Tensor, Tensor]:
         """One call of T + R tokens; the cache stores the first T."""
-        assert self.routing is not None
-        num_routing = tokens.shape[1]
-        mask = self.routing.fused_mask(self.kwargs.get("attention_mask"), hidden.dtype, additive)
-        positions = tuple(
-            torch.cat([c.expand(len(hidden), -1, -1), r.expand(-1, num_routing, -1)], dim=1)
-            for c, r in zip(kwargs["position_embeddings"], rotary, strict=True)
-        )
-        together = kwargs | {
-            "attention_mask": mask if rows is None else mask[rows],
-            "position_embeddings": positions,
-            "position_ids": None,
-        }
+        routing, num_routing = self.routing, tokens.shape[1]
+        assert routing is not None
+        mask = routing.fused_mask(self.kwargs.get("attention_mask"), hidden.dtype, additive)
+        rotary = routing.fused_rotary(self.kwargs["position_embeddings"])
+        if rows is not None:
+            rotary, mask = tuple(c[rows] for c in rotary), mask[rows]
+        together = kwargs | {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
         tap = KeyValueTap(self.cache, num_hidden_last=num_routing)
         out = self.run(self.layer, torch.cat([hidden, tokens], dim=1), past_key_values=tap, **together)
         return out[:, :-num_routing], out[:, -num_routing:]

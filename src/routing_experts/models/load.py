@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from routing_experts.config import CONFIG_NAME, RoEConfig
 from routing_experts.errors import CheckpointError
-from routing_experts.models.checkpoint import check_base, check_no_pickle, fingerprint, load_parts
+from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no_pickle, fingerprint, load_parts
 from routing_experts.models.convert import base_model_of, convert
 
 POCKET = Path(__file__).parent.parent / "pocket"
@@ -17,10 +19,20 @@ def resolve(name_or_path: str | Path) -> str:
 
 
 def load_processor(name_or_path: str | Path) -> Any:
-    """The processor of a model, with the PIL image backend: its pixels are the same wherever it runs."""
+    """The processor of a model, with the PIL image backend: its pixels are the same wherever it runs.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(resolve(name_or_path), backend="pil")
+    source = resolve(name_or_path)
+    try:
+        return AutoProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} has no processor that can be loaded ({error}). Save the base model's processor there."
+        ) from error
 
 
 def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any) -> Any:
@@ -41,7 +53,10 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
         raise CheckpointError(
             f"{source} has no config.json, so it is no model's folder. Give a model's folder or hub name."
         )
-    config = transformers.AutoConfig.from_pretrained(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} is no model that can be loaded: {error}") from error
     model_class = getattr(transformers, (config.architectures or [""])[0], None)
     if model_class is None:
         raise CheckpointError(
@@ -53,9 +68,13 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors.index.json")):
         check_no_pickle(Path(source), "model.safetensors")
     try:
-        return _named(model_class.from_pretrained(source, use_safetensors=True, **kwargs).eval(), name_or_path)
-    except OSError as error:
-        raise CheckpointError(f"{source} cannot be loaded: {error}") from error
+        loaded = model_class.from_pretrained(source, **(kwargs | {"use_safetensors": True}))
+        return _named(loaded.eval(), name_or_path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{source} cannot be loaded ({error}): a file may be missing, cut short, or a renamed pickle "
+            "(model.safetensors or one of its parts). Restore the weights; pickles are never loaded."
+        ) from error
 
 
 def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
@@ -77,10 +96,11 @@ def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
             f"{path} holds RoE parts alone and does not say whose: their base had no name. "
             "Pass base=..., the model or its name."
         )
+    own_base = base is None and has_base
     if base is None or isinstance(base, str | Path):
         named = config.base.name_or_path if config.base else ""
         base = load_base(base or (path if has_base else named), **kwargs)
-    check_base(config, base_model_of(base), fingerprint(base), path)
+    check_base(config, base_model_of(base), "" if own_base else fingerprint(base), path)
     model = convert(base, config)
     model.roe_config.base = config.base
     load_parts(model, path)
@@ -94,8 +114,8 @@ def _named(model: Any, name_or_path: str | Path) -> Any:
 
 
 def is_routed_folder(name_or_path: str | Path) -> bool:
-    """Whether a local folder holds a routed model."""
-    return (Path(name_or_path) / CONFIG_NAME).is_file()
+    """Whether a local folder holds a routed model, or what an interrupted save left of one."""
+    return any((Path(name_or_path) / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
 
 
 def _local(folder: str | Path) -> Path:

@@ -14,13 +14,19 @@ from routing_experts.training.schedule import (
     DENSE_STAGE,
     LR_SCHEDULES,
     PRETRAINING_STAGE,
+    SHORT_WARMUP,
     THREE_STAGES,
     Annealing,
     Stage,
     check_stages,
 )
 
-NAMED_STAGES = {"three": THREE_STAGES, "dense": DENSE_STAGE, "pretraining": PRETRAINING_STAGE}
+NAMED_STAGES = {
+    "three": THREE_STAGES,
+    "short_warmup": SHORT_WARMUP,
+    "dense": DENSE_STAGE,
+    "pretraining": PRETRAINING_STAGE,
+}
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -117,7 +123,8 @@ class Recipe:
         model: ``pocket``, a folder, or a name on the Hugging Face hub.
         random_init: start from random weights of the model's configuration.
         output: the run's folder.
-        stages: ``three`` (RoE), ``dense`` (fine-tune the base), ``pretraining``, or a list of stages.
+        stages: ``three`` (RoE, the paper's shares), ``short_warmup`` (RoE, 20 / 15 / 65 %), ``dense`` (fine-tune the
+            base), ``pretraining``, or a list of stages.
         roe: the method's settings; ignored by stages without a gate.
     """
 
