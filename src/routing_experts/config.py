@@ -79,7 +79,7 @@ class RoEConfig:
     ce_sharpness: float = 5.0
     routing_token_std: float = 0.02
     keep_bias: float = 0.0
-    layout: str = "two_call"
+    layout: str = "fused"
     markers: TurnMarkers | None = None
     base: BaseModel | None = None
     format_version: int = field(default=FORMAT_VERSION)

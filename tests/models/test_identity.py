@@ -66,7 +66,7 @@ def test_routers_that_keep_by_themselves_are_bitwise_the_base(build, side):
     margins = [logits[..., 0] - logits[..., 1] for logits in chosen.logits.values()]
     assert min(margin.min() for margin in margins) < 0
     assert not torch.equal(skipping, before)
-    model.roe_config.keep_bias = 1e4
+    model.roe_config.keep_bias, model.roe_config.layout = 1e4, "two_call"
     assert torch.equal(model(**batch).logits, before)
 
 

@@ -150,7 +150,7 @@ def test_paths_that_lead_through_a_value_are_refused(setting, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"stages": "four"}, "named ones are three, dense, pretraining"),
+        ({"stages": "four"}, "named ones are three, .*pretraining"),
         ({"stages": []}, "fill the run"),
         ({"stages": [{"name": "a", "until": 0.5, "trains": ["adapters"], "gate": "random"}]}, "fill the run"),
         ({"stages": [{"name": "a", "until": 1.0}]}, "gate, trains|trains, gate"),

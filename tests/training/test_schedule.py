@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from routing_experts.errors import ConfigError
 from routing_experts.training.parameters import group_of
-from routing_experts.training.run import stage_end
 from routing_experts.training.recipe import recipe_from_dict
+from routing_experts.training.run import stage_end
 from routing_experts.training.schedule import (
     DENSE_STAGE,
     LR_SCHEDULES,

@@ -19,7 +19,8 @@ def convert(
     """
     from rich.console import Console
 
-    from routing_experts import api
+    from routing_experts.api import convert as convert_model
+    from routing_experts.api import save_pretrained
     from routing_experts.cli.common import quiet_libraries
     from routing_experts.config import RoEConfig
     from routing_experts.models.load import load_base, load_processor
@@ -27,8 +28,8 @@ def convert(
     quiet_libraries()
     config = RoEConfig.preset(preset, target_skip_ratio=target_skip_ratio)
     processor = load_processor(model)
-    routed = api.convert(load_base(model), config, processor)
-    api.save_pretrained(routed, output, processor, base_weights)
+    routed = convert_model(load_base(model), config, processor)
+    save_pretrained(routed, output, processor, base_weights)
     Console().print(f"model: {output}")
 
 

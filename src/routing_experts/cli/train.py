@@ -44,12 +44,15 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     """``a.b=value`` texts as values by dotted path; values are read as YAML.
 
     Raises:
-        ConfigError: if a text has no ``=``.
+        ConfigError: if a text has no ``=``, or its value is not YAML.
     """
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {pair}: expected name=value, such as training.steps=100. Add the value.")
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value is not YAML ({error}). Quote it.") from error
     return values

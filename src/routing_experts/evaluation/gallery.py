@@ -14,11 +14,10 @@ SHOWN = 12
 
 
 def write_gallery(folder: Path, questions: list[Question], dense: Evaluation, routed: Evaluation) -> None:
-    """Writes ``gallery.json`` and its pictures: each task's first questions, mistakes of the routed model first."""
-    right = routed.right
+    """Writes ``gallery.json`` and its pictures: each task's first questions, right or wrong as they come."""
     by_task: dict[str, list[int]] = {}
-    for index in sorted(range(len(questions)), key=lambda i: right[i]):
-        by_task.setdefault(questions[index].task, []).append(index)
+    for index, question in enumerate(questions):
+        by_task.setdefault(question.task, []).append(index)
     chosen: list[int] = []
     for round_ in range(SHOWN):
         chosen += [rows[round_] for _, rows in sorted(by_task.items()) if round_ < len(rows)]

@@ -29,7 +29,6 @@ def loader_class(base: type) -> type:
         from routing_experts.models.load import is_routed_folder
 
         if is_routed_folder(name_or_path):
-            kwargs.pop("config", None)
             return load_routed(name_or_path, **kwargs)
         return base.from_pretrained(name_or_path, *args, **kwargs)  # type: ignore[attr-defined]
 

@@ -1,14 +1,17 @@
 """Recipes: one YAML file says what is trained, on what, and how. Checked completely before anything is loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from routing_experts.config import RoEConfig
 from routing_experts.data.digits import DigitsTask
+from routing_experts.data.prompts import FORMATS
 from routing_experts.errors import ConfigError
 from routing_experts.training.schedule import (
     DENSE_STAGE,
@@ -52,6 +55,14 @@ class DataSettings:
     digits: DigitsTask = field(default_factory=DigitsTask)
     keep_encoded: bool = True
 
+    def __post_init__(self) -> None:
+        if self.prompt_format not in FORMATS:
+            raise ConfigError(f"data.prompt_format={self.prompt_format!r}: it must be one of {', '.join(FORMATS)}.")
+        for name in ("records", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name}={value}: it is a count of at least 1. Raise it.")
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -68,6 +79,10 @@ class LoraSettings:
     alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank={self.rank}: it is a width of at least 1. Raise it.")
 
 
 @dataclass(frozen=True)
@@ -102,9 +117,13 @@ class TrainingSettings:
     deepspeed: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}={getattr(self, name)}: it is a count of at least 1. Raise it.")
+        for name in ("steps", "batch_size", "accumulation", "logging_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"training.{name}={value}: it is a count of at least 1. Raise it.")
+        for name in ("learning_rate", "base_learning_rate", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name}={getattr(self, name)}: it must not be negative. Raise it.")
         if self.lr_schedule not in LR_SCHEDULES:
             raise ConfigError(
                 f"training.lr_schedule={self.lr_schedule!r}: it must be one of {', '.join(LR_SCHEDULES)}."
@@ -176,7 +195,10 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
         *parents, last = dotted.split(".")
         place = values
         for parent in parents:
-            place = place.setdefault(parent, {})
+            place[parent] = place.get(parent) or {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise ConfigError(f"{path}: {dotted} leads through {parent}={place!r}, which has no settings below it.")
         place[last] = value
     try:
         return recipe_from_dict(values)
@@ -191,45 +213,68 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
         if values["stages"] not in NAMED_STAGES:
             raise ConfigError(f"stages {values['stages']!r}: named ones are {', '.join(NAMED_STAGES)}. Or give a list.")
         values["stages"] = NAMED_STAGES[values["stages"]]
-    elif values.get("stages"):
-        values["stages"] = tuple(_build(Stage, stage, "stages") for stage in values["stages"])
-    roe = dict(values.get("roe") or {})
-    values["roe"] = RoEConfig.preset(roe.pop("preset", "default"), **_checked(RoEConfig, roe, "roe"))
-    return _build(Recipe, values, "recipe")
+    roe = _mapping({} if values.get("roe") is None else values["roe"], "roe")
+    preset = roe.pop("preset", "default")
+    if not isinstance(preset, str):
+        raise ConfigError(f"roe.preset={preset!r}: expected a preset's name.")
+    values["roe"] = RoEConfig.preset(preset, **_checked(RoEConfig, roe, "roe"))
+    return _build(Recipe, values, "")
 
 
-def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _mapping(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected settings, found {values!r}. Write `name: value` lines below it.")
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"{where} has unknown settings {unknown}: it knows {', '.join(known)}. Correct or remove them."
-        )
     return dict(values)
 
 
-_NESTED: dict[str, type] = {
-    "annealing": Annealing,
-    "data": DataSettings,
-    "training": TrainingSettings,
-    "lora": LoraSettings,
-    "digits": DigitsTask,
-}
+def _checked(kind: type, values: Any, where: str) -> dict[str, Any]:
+    """The settings of a dataclass, each of its field's kind; the rest is for the dataclass to check."""
+    values = _mapping(values, where)
+    known = {f.name: f for f in fields(kind)}
+    section, prefix = where or "the recipe", f"{where}." if where else ""
+    unknown = sorted(set(map(str, values)) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{section} has unknown settings {unknown}: it knows {', '.join(known)}. Correct or remove them."
+        )
+    needed = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} of {section} missing: there is no default. Write `{missing[0]}: …`.")
+    hints = get_type_hints(kind)
+    return {name: _typed(hints[name], value, prefix + name) for name, value in values.items()}
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
-    if isinstance(values, kind):
-        return values
-    checked = _checked(kind, values, where)
-    for name, value in checked.items():
-        if name in _NESTED and value is not None:
-            checked[name] = _build(_NESTED[name], value, name)
-        elif isinstance(value, list):
-            checked[name] = tuple(value)
-    assert is_dataclass(kind)
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """A plain value as a field's kind; numbers may be texts, since YAML takes ``4e-4`` for one."""
+    if get_origin(kind) in (Union, UnionType):
+        options = [option for option in get_args(kind) if option is not NoneType]
+        return None if value is None else _typed(options[0], value, where)
+    if is_dataclass(kind):
+        return _build(kind, value, where)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}={value!r}: expected a list. Write [a, b].")
+        return tuple(_typed(get_args(kind)[0], item, where) for item in value)
+    if kind is float:
+        return _number(value, where)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}={value!r}: expected {_KINDS[kind]}. Correct the value.")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
     try:
-        return kind(**checked)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}. Give each setting a value of its own kind.") from error
+        number = float("" if isinstance(value, bool) else value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}={value!r}: expected a number. Correct the value.") from error
+    if not isfinite(number):
+        raise ConfigError(f"{where}={value!r}: expected a finite number. Correct the value.")
+    return number
+
+
+_KINDS = {int: "a whole number", bool: "true or false", str: "a text"}
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    return values if isinstance(values, kind) else kind(**_checked(kind, values, where))

@@ -1,0 +1,306 @@
+"""Whole runs of a few steps: what they leave, resuming, interruption, and settings that must not matter (contracts 8, 10)."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import log, quiet_run, recipe, settings, weights
+from routing_experts.data.digits import DigitsTask
+from routing_experts.errors import TrainingError
+from routing_experts.evaluation.questions import digits_questions, records_of
+from routing_experts.inference.generate import prompt_batches
+from routing_experts.models.convert import is_routed
+from routing_experts.models.load import from_pretrained, load_processor
+from routing_experts.training import run
+from routing_experts.training.recipe import recipe_from_dict
+from routing_experts.training.run import train, tuned_base
+from routing_experts.training.schedule import THREE_STAGES
+from routing_experts.training.trainer import RoETrainer
+
+ROE = [sys.executable, "-W", "ignore", "-c", "from routing_experts.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of three steps, one a stage, to its end."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    quiet_run(recipe(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory) -> Path:
+    """A run of six steps that goes over its records one and a half times."""
+    folder = tmp_path_factory.mktemp("longer") / "run"
+    quiet_run(recipe(folder, steps=6))
+    return folder
+
+
+def assert_same_weights(first: Any, second: Any) -> None:
+    before, after = weights(first), weights(second)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+def without_seconds(folder: Path) -> list[Any]:
+    return [replace(line, seconds=0.0) for line in log(folder)]
+
+
+def test_a_run_leaves_model_log_and_curves(finished):
+    """Guards the folder that every other verb reads."""
+    lines = log(finished)
+    assert [line.step for line in lines] == [1, 2, 3]
+    assert [line.stage for line in lines] == [stage.name for stage in THREE_STAGES]
+    assert [line.progress for line in lines] == pytest.approx([1 / 3, 2 / 3, 1])
+    for line in lines:
+        assert line.loss is not None
+        assert line.layer_skip_rates is not None
+        assert len(line.layer_skip_rates) == 12
+        assert line.layer_skip_rates[0] == 0
+        assert line.skip_rate == pytest.approx(sum(line.layer_skip_rates) / 12)
+        assert line.target_skip_ratio == 0.3
+    assert list((finished / "tensorboard").rglob("events.out.tfevents.*"))
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert not [
+        path for path in (finished / "model").iterdir() if path.suffix not in (".json", ".safetensors", ".jinja")
+    ]
+
+
+def test_the_written_model_is_the_trained_one(finished, tmp_path):
+    """Guards the last save: loaded, it is routed and has the weights that training ended with."""
+    loaded = from_pretrained(finished / "model")
+    assert is_routed(loaded)
+    assert loaded.roe_config.markers is not None
+    assert_same_weights(loaded, quiet_run(recipe(tmp_path)).model)
+    processor = load_processor(finished / "model")
+    batch = next(prompt_batches(processor, records_of(digits_questions(2, 0)), 2))
+    assert loaded.generate(**batch, max_new_tokens=2).shape[0] == 2
+
+
+def test_running_again_is_refused_and_changes_nothing(finished):
+    """Guards a finished run against a repeated command."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match=r"--resume"):
+        quiet_run(recipe(finished))
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 5])
+def test_a_broken_run_resumes_to_the_same_weights(stop, longer, tmp_path, monkeypatch):
+    """Guards contract 8: cut anywhere, inside a stage or at its edge, it ends bit for bit as if never cut."""
+
+    class Breaks(RoETrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == stop:
+                raise RuntimeError("power cut")
+            return super().training_step(*args, **kwargs)
+
+    cut = recipe(tmp_path, steps=6, save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "RoETrainer", Breaks)
+        with pytest.raises(RuntimeError, match="power cut"):
+            quiet_run(cut)
+    assert not (tmp_path / "model").exists()
+    resumed = quiet_run(cut, resume=True)
+    assert_same_weights(resumed.model, from_pretrained(longer / "model"))
+    assert without_seconds(tmp_path) == without_seconds(longer)
+
+
+def test_an_incomplete_checkpoint_is_passed_over(longer, tmp_path):
+    """Guards against a save that was cut: the last complete one is taken instead."""
+    shutil.copytree(longer / "checkpoints", tmp_path / "checkpoints")
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    (newest / "trainer_state.json").unlink()
+    resumed = quiet_run(recipe(tmp_path, steps=6), resume=True)
+    assert_same_weights(resumed.model, from_pretrained(longer / "model"))
+
+
+def test_checkpoints_every_few_steps_change_nothing(longer, tmp_path):
+    """Guards against saving that disturbs training: its draws, its data order or its weights."""
+    assert_same_weights(quiet_run(recipe(tmp_path, steps=6, save_steps=1)).model, from_pretrained(longer / "model"))
+
+
+def test_stages_that_change_nothing_change_nothing(tmp_path):
+    """Guards boundaries: a stage cut in two gives the weights of the stage in one piece."""
+    whole = {"name": "all", "until": 1.0, "trains": ["adapters", "routers", "decoder"], "gate": "learned"}
+    found = []
+    for name, stages in (("one", [whole]), ("two", [whole | {"until": 0.5}, whole])):
+        found.append(quiet_run(recipe_from_dict(settings(tmp_path / name, steps=4) | {"stages": stages})).model)
+    assert_same_weights(*found)
+
+
+def test_the_dense_control_trains_the_base_beside_the_run(finished, tmp_path):
+    """Guards the control: same steps, no routing, its records in a folder of its own."""
+    of = recipe(tmp_path)
+    trained = quiet_run(tuned_base(of))
+    assert not is_routed(trained.model)
+    assert trained.folder == tmp_path / "tuned" / "model"
+    assert list((tmp_path / "tuned" / "tensorboard").rglob("events.out.tfevents.*"))
+    (first, *_) = log(tmp_path / "tuned")
+    assert (first.stage, first.skip_rate, first.layer_skip_rates) == ("dense_tuning", None, None)
+
+
+@pytest.mark.parametrize(
+    "training", [{"batch_size": 4, "accumulation": 2}, {"gradient_checkpointing": True}], ids=lambda t: "-".join(t)
+)
+def test_settings_of_the_engine_do_not_change_the_run(training, longer, tmp_path):
+    """Guards contract 10: two batches of four are one of eight, and recomputed layers are the layers."""
+    trained = quiet_run(recipe(tmp_path, steps=6, **training))
+    for line, expected in zip(log(tmp_path), log(longer), strict=True):
+        assert (line.loss, line.ce) == pytest.approx((expected.loss, expected.ce), abs=1e-5)
+        assert line.layer_skip_rates == pytest.approx(expected.layer_skip_rates, abs=1e-5)
+    if "gradient_checkpointing" in training:
+        assert_same_weights(trained.model, from_pretrained(longer / "model"))
+
+
+def test_lora_trains_beside_routing(watched, tmp_path):
+    """Guards peft: its updates and RoE's parts train, no part of RoE is wrapped, and the merged model routes."""
+    pytest.importorskip("peft")
+    of = recipe_from_dict(settings(tmp_path) | {"lora": {"rank": 4}})
+    trained = quiet_run(of)
+    last = watched()[-1]
+    changed = {name for name, tensor in last.before.items() if not torch.equal(tensor, last.after[name])}
+    assert {name for name in last.before if "lora_B" in name} <= changed
+    assert any("router" in name for name in changed)
+    assert any("skip_up" in name for name in changed)
+    assert all("lora_" in n or any(part in n for part in ("skip_", "router", "routing_tokens")) for n in changed)
+    wrapped = [name for name in last.modules if name.endswith("lora_A")]
+    assert len(wrapped) == 12 * 7
+    assert not [name for name in wrapped if "skip_" in name or "router" in name or "vision" in name]
+    loaded = from_pretrained(tmp_path / "model")
+    assert is_routed(loaded)
+    assert not [name for name, _ in loaded.named_parameters() if "lora" in name]
+    assert_same_weights(loaded, trained.model)
+
+
+def test_a_broken_lora_run_resumes_to_the_same_weights(tmp_path):
+    """Guards checkpoints of which peft writes one part and we the other."""
+    pytest.importorskip("peft")
+    of = recipe_from_dict(settings(tmp_path / "whole") | {"lora": {"rank": 4}})
+    whole = quiet_run(of)
+    shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "cut" / "checkpoints")
+    resumed = quiet_run(replace(of, output=str(tmp_path / "cut")), resume=True)
+    assert_same_weights(resumed.model, whole.model)
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path / "run", **changes)))
+    return path
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
+    """Guards the promise of the message: interrupted, then resumed, a run ends as it would have."""
+    command = [*ROE, "train", str(written(tmp_path)), "--set", "training.steps=24"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    journal = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not (journal.is_file() and journal.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert "interrupted" in output
+    assert "--resume" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "model").exists()
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [line.step for line in log(tmp_path / "run")] == list(range(1, 25))
+    assert is_routed(from_pretrained(tmp_path / "run" / "model"))
+
+
+def test_ctrl_c_in_the_last_step_is_not_too_late(tmp_path, monkeypatch):
+    """Guards the run's very end: what the message names exists, and resuming finishes the run."""
+
+    class Interrupted(RoETrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(run, "RoETrainer", Interrupted)
+    with pytest.raises(TrainingError, match="checkpoint-3"):
+        quiet_run(recipe(tmp_path))
+    assert quiet_run(recipe(tmp_path), resume=True).folder.is_dir()
+
+
+def test_every_record_is_read_from_the_recipe_s_set(finished):
+    """Guards against training on held-out handwriting."""
+    assert recipe(finished).data.digits == DigitsTask(split="train")
+
+
+def in_processes(count: int, recipe_file: Path, **environment: str) -> None:
+    """Runs ``roe train`` in several processes on this machine."""
+    script = recipe_file.parent / "script.py"
+    script.write_text("from routing_experts.cli import main\nmain()\n")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(count),
+        str(script),
+    ]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    done = subprocess.run([*command, "train", str(recipe_file)], capture_output=True, text=True, env=env, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(finished, tmp_path):
+    """Guards contract 10 under DDP: the same losses through all three stages, over the records of both processes."""
+    in_processes(2, written(tmp_path, batch_size=4))
+    for line, expected in zip(log(tmp_path / "run"), log(finished), strict=True):
+        assert (line.loss, line.ce) == pytest.approx((expected.loss, expected.ce), abs=1e-4)
+        assert line.skip_rate == pytest.approx(expected.skip_rate, abs=1e-4)
+    one, two = (weights(from_pretrained(folder / "model")) for folder in (finished, tmp_path / "run"))
+    drift = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert drift.mean() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install routing-experts[deepspeed]")
+def test_zero_3_gives_the_run_of_one_process(tmp_path):
+    """Guards contract 10 under ZeRO-3, which shards parameters: one stage, three steps, and the model it writes."""
+    stage = [{"name": "all", "until": 1.0, "trains": ["adapters", "routers", "decoder"], "gate": "learned"}]
+    quiet_run(recipe_from_dict(settings(tmp_path / "one") | {"stages": stage}))
+    engine = tmp_path / "zero3.json"
+    engine.write_text(
+        json.dumps(
+            {
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "gradient_clipping": "auto",
+                "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+                "zero_allow_untested_optimizer": True,
+            }
+        )
+    )
+    sharded = written(tmp_path, batch_size=4, deepspeed=str(engine))
+    sharded.write_text(yaml.safe_dump(yaml.safe_load(sharded.read_text()) | {"stages": stage}))
+    in_processes(2, sharded, DS_ACCELERATOR="cpu")
+    for line, expected in zip(log(tmp_path / "run"), log(tmp_path / "one"), strict=True):
+        assert line.loss == pytest.approx(expected.loss, abs=1e-4)
+    one, two = (weights(from_pretrained(tmp_path / name / "model")) for name in ("one", "run"))
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3
+
+
+def test_several_stages_under_deepspeed_are_refused_first(tmp_path):
+    """Guards hours of training: what cannot work is said before the model is even loaded."""
+    with pytest.raises(TrainingError, match="one stage at a time"):
+        train(recipe(tmp_path / "run", deepspeed="zero3.json"))
+    assert not (tmp_path / "run").exists()
