@@ -1,5 +1,6 @@
 """The Python interface's few functions that join rooms: conversion and saving with a processor, the pocket model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def convert(
         ConfigError: if ``routed_layers`` does not fit the model.
     """
     markers = find_markers(processor, prompt_format) if processor is not None else None
+    config = replace(config or RoEConfig(), prompt_format=prompt_format)
     return convert_model(model, config, markers, seed)
 
 

@@ -50,7 +50,7 @@ class RoEConfig:
     """The method's settings that belong to a model, as opposed to a training run.
 
     Attributes:
-        target_skip_ratio: ρ, the share of layers that the sparsity loss asks to skip; from 0 to 0.5, because the
+        target_skip_ratio: ρ, the share of routed layers that the sparsity loss asks to skip; from 0 to 0.5, because the
             warm-up's random routes reach one half at most (b = 1 − √(2ρ) is negative beyond).
         bottleneck_size: K, the adapter's inner width; None for a quarter of the hidden size (paper: 1024 of 4096).
         adapter_init: "zero" makes a fresh skip path an identity; "xavier" is the paper's.
@@ -62,8 +62,11 @@ class RoEConfig:
         sparsity_loss_coef: c of the loss.
         ce_sharpness: α of the loss: examples that are answered badly are asked to skip less.
         routing_token_std: standard deviation of the routing tokens' normal initialisation.
-        keep_bias: added to every keep logit at inference; calibration sets it.
-        layout: how routing tokens travel at prefill; "two_call" is the bitwise reference, "fused" is faster.
+        keep_bias: added to every keep logit at inference; 0 after training. Higher keeps more layers.
+        layout: how routing tokens travel, in training and at prefill: "two_call" is the bitwise reference, "fused" is
+            faster.
+        prompt_format: how dialogues are laid out, in training and whenever this library asks: ``chat_template`` or
+            ``vicuna_v1``.
         markers: how prompts mark their turns.
         base: the base model; filled in by ``convert``.
     """
@@ -80,6 +83,7 @@ class RoEConfig:
     routing_token_std: float = 0.02
     keep_bias: float = 0.0
     layout: str = "fused"
+    prompt_format: str = "chat_template"
     markers: TurnMarkers | None = None
     base: BaseModel | None = None
     format_version: int = field(default=FORMAT_VERSION)

@@ -294,6 +294,7 @@ def environment() -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name and renames, so that a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

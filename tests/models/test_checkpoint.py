@@ -397,7 +397,7 @@ def test_parts_of_other_routed_layers_are_refused(tmp_path):
     saved(tmp_path / "some", routed_layers=(1, 2))
     saved(tmp_path / "more", routed_layers=(1, 2, 3))
     (tmp_path / "some" / WEIGHTS_NAME).replace(tmp_path / "more" / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match="missing.*layers.3"):
+    with pytest.raises(CheckpointError, match=r"missing.*layers\.3"):
         from_pretrained(tmp_path / "more")
 
 

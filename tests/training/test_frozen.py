@@ -1,9 +1,11 @@
 """Contract 9: in each stage exactly the stated parameters train; the others are untouched in every respect."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from runs import quiet_run, recipe, settings
 
-from conftest import quiet_run, recipe, settings
 from routing_experts.training.parameters import freeze_all_but, group_of, optimizer_groups
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.schedule import PARAMETER_GROUPS, THREE_STAGES
@@ -22,7 +24,7 @@ def test_each_stage_trains_its_groups_alone(watched, tmp_path):
         assert changed == stated
         assert page.with_gradient == stated
         assert page.with_state == stated
-    for earlier, later in zip(pages, pages[1:], strict=False):
+    for earlier, later in pairwise(pages):
         assert all(torch.equal(tensor, later.before[name]) for name, tensor in earlier.after.items())
 
 

@@ -199,7 +199,7 @@ def test_what_is_no_recipe_is_refused(content, tmp_path):
     """Guards against torn and foreign files."""
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="recipe.yaml"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
         load_recipe(path)
 
 
@@ -212,5 +212,5 @@ def test_set_needs_a_name_and_a_value(pair):
 
 def test_a_recipe_made_in_python_is_checked_too():
     """Guards users of the Python interface: the same rules, wherever the values come from."""
-    with pytest.raises(ConfigError, match="data.records"):
+    with pytest.raises(ConfigError, match=r"data\.records"):
         Recipe(model="pocket", output="x")

@@ -49,6 +49,9 @@ def run() -> None:
     except RoutingExpertsError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(1)
+    except OSError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: nothing already written was lost.")
         sys.exit(130)

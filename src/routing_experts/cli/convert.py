@@ -34,7 +34,10 @@ def convert(
 
 
 def families() -> None:
-    """List the model families that can be routed."""
+    """List the model families that can be routed.
+
+    Example: roe families
+    """
     from rich.console import Console
     from rich.table import Table
 

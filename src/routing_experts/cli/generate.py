@@ -35,7 +35,16 @@ def generate(
     question = f"{IMAGE_PLACEHOLDER}\n" * len(images) + prompt
     record = Record("your question", (Turn(question, ""),), images)
     options = RoutingOptions(keep_bias=keep_bias) if keep_bias is not None else None
-    given = next(iter(answer(model, load_processor(source), [record], 1, options, max_new_tokens=max_new_tokens)))
+    prompt_format = model.roe_config.prompt_format if is_routed_folder(source) else "chat_template"
+    answers = answer(
+        model,
+        load_processor(source),
+        [record],
+        options=options,
+        prompt_format=prompt_format,
+        max_new_tokens=max_new_tokens,
+    )
+    given = next(iter(answers))
     if json:
         typer.echo(json_module.dumps({"answer": given.text, "route": given.route, "skip_rate": given.skip_rate}))
         return

@@ -40,15 +40,15 @@ def judge(
     started = time.monotonic()
     source = model_folder(folder)
     routed, processor = from_pretrained(source), load_processor(source)
-    base_name = routed.roe_config.base.name_or_path
-    dense_models = {"base": load_base(base_name)}
-    tuned_folder = Path(folder) / "tuned" / MODEL_FOLDER
-    if tuned_folder.is_dir():
-        dense_models["tuned"] = load_base(tuned_folder)
+    dense_models = _dense_models(folder, routed)
     swept = questions[:SWEEP_QUESTIONS]
     total = len(questions) * (len(dense_models) + 3) + len(swept) * len(SWEEP_BIASES)
     with progress_bar(console, "evaluating", total) as advance:
-        dense = {name: ask(model, processor, questions, advance=advance) for name, model in dense_models.items()}
+        asked_as = routed.roe_config.prompt_format
+        dense = {
+            name: ask(model, processor, questions, prompt_format=asked_as, advance=advance)
+            for name, model in dense_models.items()
+        }
         comparison = compare(routed, processor, questions, seed, advance)
         sweep = sweep_bias(routed, processor, swept, advance=advance)
     best = max(dense, key=lambda name: dense[name].accuracy)
@@ -76,6 +76,13 @@ def judge(
         recipe=Path(folder).name,
         num_layers=len(routed_score.layer_skip_rates),
     )
+
+
+def _dense_models(folder: str, routed: Any) -> dict[str, Any]:
+    """What routing is held against: the base model, and the run's dense control if it was trained."""
+    models = {"base": load_base(routed.roe_config.base.name_or_path)}
+    tuned = Path(folder) / "tuned" / MODEL_FOLDER
+    return models | ({"tuned": load_base(tuned)} if tuned.is_dir() else {})
 
 
 def judge_dense(folder: str, questions: list[Question], console: Console, target: Path | None, seed: int) -> None:

@@ -10,6 +10,7 @@ from routing_experts.evaluation.controls import most_skipped, random_routes, sta
 from routing_experts.evaluation.questions import Question, records_of
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.inference.generate import answer
+from routing_experts.models.convert import is_routed
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import Routed, Skipping, Static, SweepPoint, TaskResult
 
@@ -25,11 +26,16 @@ def ask(
     batch_size: int = 64,
     options: RoutingOptions | None = None,
     routes: Tensor | None = None,
-    prompt_format: str = "chat_template",
+    prompt_format: str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     advance: Advance = lambda count: None,
 ) -> Evaluation:
-    """Greedy answers to all questions; ``advance`` is told of each one."""
+    """Greedy answers to all questions; ``advance`` is told of each one.
+
+    Without ``prompt_format`` a routed model is asked as it was trained, any other by its chat template.
+    """
+    if prompt_format is None:
+        prompt_format = model.roe_config.prompt_format if is_routed(model) else "chat_template"
     answers = []
     for given in answer(
         model,

@@ -43,14 +43,17 @@ def measure_speed(
     Args:
         dense, routed: of one architecture; the routed one chooses its own routes.
         processor: of both.
-        questions: at least 16; a batch takes them in order, so its rows' routes differ as they happen to.
+        questions: a batch takes them in order, again from the first if there are too few; its rows'
+            routes differ as they happen to.
         repeats: timed runs a case, after one to warm up.
         larger_repeats: the same for the larger model.
     """
     cases: list[SpeedCase] = []
     routes: dict[int, Tensor] = {}
     for batch_size in BATCHES:
-        batch = next(iter(prompt_batches(processor, records_of(questions[:batch_size]), batch_size)))
+        asked = [questions[index % len(questions)] for index in range(batch_size)]
+        prompt_format = routed.roe_config.prompt_format
+        batch = next(iter(prompt_batches(processor, records_of(asked), batch_size, prompt_format)))
         cache = RoutedCache(routed.config)
         with torch.inference_mode():
             routed(**batch, past_key_values=cache)

@@ -187,4 +187,6 @@ def _with_fingerprint(model: Any, config: RoEConfig, base_weights: bool) -> RoEC
             "base_weights=False, but the base's weights changed since conversion: the RoE parts alone would not fit "
             "the original base. Save with base_weights=True."
         )
+    if config.base.fingerprint:
+        return config  # of the base that the config names, whatever tuning did to this copy of it
     return replace(config, base=replace(config.base, fingerprint=now))

@@ -57,6 +57,11 @@ def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | 
         raise ModelFamilyError(
             "the model is routed already: a second conversion would lose its routers. Revert it first."
         )
+    if any("forward" in vars(module) for module in (model, *family.decoder_layers(model))):
+        raise ModelFamilyError(
+            "the model's forward was replaced on the instance (device_map over several devices, offloading, a patch): "
+            "it would hide the routed one. Load the model onto one device without device_map."
+        )
     attention = model.config.get_text_config(decoder=True)._attn_implementation
     if attention not in ATTENTION:
         raise ModelFamilyError(

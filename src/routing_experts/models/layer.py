@@ -126,9 +126,10 @@ class _LayerCall:
         else:
             normed = self.layer.input_layernorm(tokens)
             logits = router_logits(normed, self.layer.router)
-        weights = gate_weights(routing.gate, logits, routing.valid_BQ, routing.keys_B, self.index).to(hidden.dtype)
+        weights = gate_weights(routing.gate, logits, routing.valid_BQ, routing.keys_B, self.index)
         routing.logits.setdefault(self.index, logits)
-        routing.weights.setdefault(self.index, weights)
+        routing.weights.setdefault(self.index, weights)  # the loss reads them in the gate's precision
+        weights = weights.to(hidden.dtype)
         by_token = weights.gather(1, routing.turns_BT[..., None].expand(-1, -1, 2))
         if tokens is not None and routing.carries_after(self.index):
             ran, ran_tokens = self.run_both(hidden, tokens)

@@ -1,5 +1,6 @@
 """Loading: base models with their processors, and routed models from their folders."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,17 @@ def load_processor(name_or_path: str | Path) -> Any:
 
     source = resolve(name_or_path)
     try:
-        return AutoProcessor.from_pretrained(source, backend="pil")
+        processor = AutoProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{source} has no processor that can be loaded ({error}). Save the base model's processor there."
         ) from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_token_id"):
+        raise CheckpointError(
+            f"{name_or_path} has a {type(processor).__name__}, no processor for text and pictures, which dialogues are "
+            "laid out by. Use a multimodal model, or route a text model in Python with convert()."
+        )
+    return processor
 
 
 def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any) -> Any:
@@ -114,8 +121,16 @@ def _named(model: Any, name_or_path: str | Path) -> Any:
 
 
 def is_routed_folder(name_or_path: str | Path) -> bool:
-    """Whether a local folder holds a routed model, or what an interrupted save left of one."""
-    return any((Path(name_or_path) / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
+    """Whether a folder holds a routed model (or what an interrupted save left of one), or a hub name stands for one."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        return False  # transformers allows None beside a state dict
+    name = str(name_or_path)
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return any((Path(name) / part).is_file() for part in (CONFIG_NAME, WEIGHTS_NAME))
+    from transformers.utils import cached_file
+
+    quiet = {f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")}
+    return cached_file(name, CONFIG_NAME, **quiet) is not None
 
 
 def _local(folder: str | Path) -> Path:

@@ -47,7 +47,7 @@ class JsonLog(TrainerCallback):
                 loss=logs["total_loss"],
                 ce=logs["ce"],
                 skip_rate=min(1.0, logs["skip_rate"]) if by_layer else None,
-                target_skip_ratio=self.recipe.roe.target_skip_ratio if by_layer else None,
+                target_skip_ratio=self.target(len(by_layer)) if by_layer else None,
                 temperature=logs.get("temperature"),
                 gate_bias=logs.get("gate_bias"),
                 learning_rate=float(logs.get("learning_rate", 0.0)),
@@ -55,6 +55,11 @@ class JsonLog(TrainerCallback):
                 seconds=self.clock(),
             )
         )
+
+    def target(self, num_layers: int) -> float:
+        """The target as a share of all decoder layers, like the rate beside it; the loss counts routed ones alone."""
+        roe = self.recipe.roe
+        return roe.target_skip_ratio * len(roe.layers_to_route(num_layers)) / num_layers
 
 
 class ProgressBar(TrainerCallback):
@@ -115,7 +120,7 @@ class StopAt(TrainerCallback):
         """Saves and stops once the step is reached."""
         if state.global_step >= self.step:
             control.should_training_stop = True
-            control.should_save = self.keep
+            control.should_save |= self.keep  # a guard that was interrupted in the last step asked for it already
         return control
 
 

@@ -16,6 +16,7 @@ from routing_experts.errors import ConfigError
 from routing_experts.training.schedule import (
     DENSE_STAGE,
     LR_SCHEDULES,
+    PAPER_ANNEALING,
     PRETRAINING_STAGE,
     SHORT_WARMUP,
     THREE_STAGES,
@@ -217,6 +218,8 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     preset = roe.pop("preset", "default")
     if not isinstance(preset, str):
         raise ConfigError(f"roe.preset={preset!r}: expected a preset's name.")
+    if preset == "paper" and not values.get("annealing"):
+        values["annealing"] = PAPER_ANNEALING
     values["roe"] = RoEConfig.preset(preset, **_checked(RoEConfig, roe, "roe"))
     return _build(Recipe, values, "")
 

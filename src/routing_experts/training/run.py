@@ -22,7 +22,7 @@ from routing_experts.data.llava_json import load_records
 from routing_experts.data.markers import find_markers
 from routing_experts.errors import TrainingError
 from routing_experts.models.convert import convert, is_routed
-from routing_experts.models.load import load_base, load_processor
+from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.records import LOG_NAME, TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
 from routing_experts.training.parameters import freeze_all_but
@@ -56,6 +56,16 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
         TrainingError: if the output folder holds another run's checkpoints, or the run was interrupted.
     """
     console = console or Console()
+    if recipe.training.deepspeed and recipe.lora is not None:
+        raise TrainingError(
+            "LoRA under DeepSpeed: merging into sharded weights is not supported yet. Take `lora` or "
+            "`training.deepspeed` out of the recipe."
+        )
+    if recipe.training.deepspeed and len(recipe.stages) > 1:
+        raise TrainingError(
+            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
+            "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
+        )
     output = Path(recipe.output)
     last = _last_checkpoint(output / CHECKPOINTS)
     if last and not resume:
@@ -66,23 +76,25 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
     output.mkdir(parents=True, exist_ok=True)
     set_seed(recipe.training.seed)
     processor = load_processor(recipe.model)
-    model = base if base is not None else load_base(recipe.model, recipe.random_init)
-    prompt_format = recipe.data.prompt_format
+    model = base if base is not None else _load(recipe)
     if recipe.is_routed and not is_routed(model):
-        convert(model, recipe.roe, find_markers(processor, prompt_format), seed=recipe.training.seed)
+        roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
+        convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
     if recipe.lora is not None:
         model = _with_lora(model, recipe)
     dataset = build_dataset(recipe.data, processor)
+    _check_size(len(dataset), recipe)  # type: ignore[arg-type]
     started, before = time.monotonic(), _seconds_so_far(output / LOG_NAME) if last else 0.0
     if not last:
         (output / LOG_NAME).unlink(missing_ok=True)
+    trainer: RoETrainer | None = None
     bar = ProgressBar(console, recipe.training.steps, output.name)
     try:
         with InterruptGuard() as guard, TrainingLog(output / LOG_NAME) as log:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
-                last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
+                trainer, last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
                 if guard.interrupted:
                     raise TrainingError(
                         f"interrupted: {last} is complete and nothing was lost. Run the same command with --resume "
@@ -90,14 +102,7 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
                     )
     finally:
         bar.close()
-    if recipe.lora is not None:
-        model = model.merge_and_unload()
-    model.eval()
-    folder = output / MODEL_FOLDER
-    if int(os.environ.get("RANK", "0")) == 0:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    return Trained(model, processor, folder)
+    return _finish(recipe, model, processor, trainer)
 
 
 def build_dataset(settings: DataSettings, processor: Any) -> Dataset:
@@ -123,13 +128,14 @@ def _train_stage(
     dataset: Dataset,
     callbacks: list[Any],
     last: Path | None,
-) -> Path | None:
-    """Trains one stage from a checkpoint (or from the start); returns the checkpoint at its end."""
+) -> tuple[RoETrainer | None, Path | None]:
+    """Trains one stage from a checkpoint (or from the start); returns its trainer and the checkpoint at its end."""
     end = stage_end(recipe, stage)
-    if last is not None and int(last.name.split("-")[1]) >= end:
-        return last
-    freeze_all_but(model, stage.trains, lora=recipe.lora is not None)
     is_last = stage is recipe.stages[-1]
+    is_done = last is not None and int(last.name.split("-")[1]) >= end
+    if is_done and not is_last:
+        return None, last
+    freeze_all_but(model, stage.trains, lora=recipe.lora is not None)
     trainer = RoETrainer(
         recipe=recipe,
         stage=stage,
@@ -142,19 +148,52 @@ def _train_stage(
     trainer.remove_callback(PrinterCallback)  # the bar and the log say it better
     if recipe.training.gradient_checkpointing:  # re-entrant checkpointing gives wrong gradients beside routing tokens
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if trainer.is_deepspeed_enabled and len(recipe.stages) > 1:
-        raise TrainingError(
-            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
-            "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
-        )
+    if is_done:  # all that is left to do is to write the model
+        trainer._load_from_checkpoint(str(last), model)
+        return trainer, last
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
-    return _last_checkpoint(Path(recipe.output) / CHECKPOINTS) or last
+    trainer.accelerator.wait_for_everyone()  # the main process may still be writing what all go on from
+    return trainer, _last_checkpoint(Path(recipe.output) / CHECKPOINTS) or last
+
+
+def _finish(recipe: Recipe, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
+    """Writes the model's folder from the main process; sharded weights are gathered by all of them first."""
+    state = None
+    if trainer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if recipe.lora is not None:
+        model = model.merge_and_unload()
+    model.eval()
+    folder = Path(recipe.output) / MODEL_FOLDER
+    if int(os.environ.get("RANK", "0")) == 0:
+        model.save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)
+    return Trained(model, processor, folder)
+
+
+def _load(recipe: Recipe) -> Any:
+    """The recipe's model in the precision that training keeps its weights in; a routed folder keeps its routers."""
+    half = recipe.lora is not None and recipe.training.precision == "bf16"  # the frozen base needs no master weights
+    dtype = torch.bfloat16 if half else torch.float32
+    if recipe.is_routed and not recipe.random_init and is_routed_folder(recipe.model):
+        return from_pretrained(recipe.model, dtype=dtype)
+    return load_base(recipe.model, recipe.random_init, dtype=dtype)
+
+
+def _check_size(num_records: int, recipe: Recipe) -> None:
+    """Raises ``TrainingError`` if not even one batch can be filled, which would train nothing without a word."""
+    needed = recipe.training.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    if num_records < needed:
+        raise TrainingError(
+            f"{num_records} records for batches of {needed} (batch_size times processes): incomplete batches are left "
+            "out, so nothing would be trained. Lower training.batch_size, or give more records."
+        )
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The Trainer's settings of a recipe; schedule and optimiser are ours (see ``RoETrainer``)."""
     settings = recipe.training
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(recipe.output) / "tensorboard"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(recipe.output) / "tensorboard")  # the Trainer asks for it there
     return TrainingArguments(
         output_dir=str(Path(recipe.output) / CHECKPOINTS),
         max_steps=settings.steps,
@@ -173,7 +212,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         remove_unused_columns=False,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         deepspeed=settings.deepspeed,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=any({"projector", "vision"} & set(stage.trains) for stage in recipe.stages),
     )
 
 
@@ -200,4 +239,4 @@ def _seconds_so_far(log: Path) -> float:
 
 def tuned_base(recipe: Recipe) -> Recipe:
     """The recipe of the dense control: the base fine-tuned on the same records for as many steps, in the same order."""
-    return replace(recipe, stages=DENSE_STAGE, output=str(Path(recipe.output) / "tuned"), lora=None)
+    return replace(recipe, stages=DENSE_STAGE, output=str(Path(recipe.output) / "tuned"))

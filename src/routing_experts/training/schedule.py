@@ -110,6 +110,9 @@ class Annealing:
         return warmup_bias(target_skip_ratio) * self.bias_decay ** self._ticks(progress)
 
 
+PAPER_ANNEALING = Annealing(temperature=10.0, temperature_decay=0.95)
+
+
 def warmup_bias(target_skip_ratio: float) -> float:
     """b = 1 − √(2ρ): with u ~ U[0,1]² and b added to the keep draw, P(skip draw is larger) = ρ, for ρ up to ½."""
     return 1 - math.sqrt(2 * target_skip_ratio)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from routing_experts.models.checkpoint import load_parts, save_parts
+from routing_experts.errors import CheckpointError
+from routing_experts.models.checkpoint import is_roe_key, load_parts, save_parts
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.convert import is_routed
+from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example
@@ -118,7 +120,7 @@ class RoETrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the window's means and the gate's state to what the Trainer logs."""
-        if self.window:
+        if self.window and "loss" in logs:  # the Trainer's closing summary is no log of losses
             logs = logs | self._drain()
         super().log(logs, start_time)
 
@@ -133,7 +135,8 @@ class RoETrainer(Trainer):
     def _drain(self) -> dict[str, float]:
         """The window's means; a fresh window begins."""
         window, self.window = self.window, {}
-        batches = window["batches"]
+        batches = window.pop("batches")
+        window = self.accelerator.reduce(window, reduction="mean")  # of all processes; each saw as many batches
         logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
         gate = self.gate_settings()
         if gate is not None and "rates" in window:
@@ -151,16 +154,32 @@ class RoETrainer(Trainer):
         """peft saves its updates alone: the RoE parts go beside them."""
         super()._save(output_dir, state_dict)
         model: Any = self.model
-        if hasattr(model, "get_base_model"):
+        if hasattr(model, "get_base_model") and is_routed(model.get_base_model()):
             save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The base's weights as the Trainer reads them, and the RoE parts from their own file."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """The base's weights through transformers' own loading, which knows its key names, and then the RoE parts.
+
+        The Trainer would match saved names against the model's as they are, and skip what was renamed.
+
+        Raises:
+            CheckpointError: if the checkpoint lacks a parameter of the model.
+        """
         target: Any = model or self.model
-        inner = target.get_base_model() if hasattr(target, "get_base_model") else target
-        if is_routed(inner):
-            load_parts(inner, Path(resume_from_checkpoint))
+        folder = Path(resume_from_checkpoint)
+        if hasattr(target, "get_base_model"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            target = target.get_base_model()
+        else:
+            report = target.load_state_dict(load_base(folder).state_dict(), strict=False)
+            missing = [name for name in report.missing_keys if not is_roe_key(name)]
+            if missing or report.unexpected_keys:
+                raise CheckpointError(
+                    f"{folder} does not hold this model: missing {missing[:4]}, unexpected "
+                    f"{report.unexpected_keys[:4]}. It belongs to another recipe: give that one, or another output."
+                )
+        if is_routed(target):
+            load_parts(target, folder)
 
 
 def skip_weights(context: RoutingContext) -> Tensor:
@@ -169,6 +188,6 @@ def skip_weights(context: RoutingContext) -> Tensor:
 
 
 def rates_by_layer(skip_LBQ: Tensor, valid_BQ: Tensor) -> Tensor:
-    """The mean skip weight of each routed layer over valid turns [L]."""
+    """Each routed layer's skip weight [L]: the mean over examples of the mean over their turns, as in the loss."""
     valid = valid_BQ.to(skip_LBQ.dtype)
-    return (skip_LBQ * valid).sum((1, 2)) / valid.sum().clamp_min(1)
+    return ((skip_LBQ * valid).sum(2) / valid.sum(1).clamp_min(1)).mean(1)
