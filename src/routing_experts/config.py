@@ -155,7 +155,8 @@ class RoEConfig:
                 "Correct the spelling or remove them."
             )
         values = dict(values)
-        for name, kind in (("markers", TurnMarkers), ("base", BaseModel)):
+        kinds: dict[str, Any] = {"markers": TurnMarkers, "base": BaseModel}
+        for name, kind in kinds.items():
             try:
                 inner = values.get(name) and dict(values[name])
                 values[name] = inner and kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
