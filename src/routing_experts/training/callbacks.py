@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from routing_experts.records import LogLine, TrainingLog
@@ -68,15 +68,12 @@ class ProgressBar(TrainerCallback):
     def __init__(self, console: Console, total: int, title: str) -> None:
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
         )
-        self.title = title
         self.task = self.progress.add_task(title, total=total, note="")
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -102,8 +99,8 @@ class ProgressBar(TrainerCallback):
         self.progress.refresh()
 
     def name_stage(self, stage: str) -> None:
-        """Puts the stage's name in front of the bar."""
-        self.progress.update(self.task, description=f"{self.title} · {stage.replace('_', ' ')}")
+        """Puts the stage's name in front of the bar; until then the run's stands there."""
+        self.progress.update(self.task, description=stage.replace("_", " "))
 
     def close(self) -> None:
         """Gives the terminal back."""
