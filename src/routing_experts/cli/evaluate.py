@@ -23,23 +23,22 @@ def evaluate(
     """
     from rich.console import Console
 
-    from routing_experts.cli.common import quiet_libraries
+    from routing_experts.cli.common import MODEL_FOLDER, model_folder, quiet_libraries
     from routing_experts.cli.judge import judge, judge_dense
     from routing_experts.evaluation.questions import load_questions
     from routing_experts.models.load import is_routed_folder
+    from routing_experts.records import RESULTS_NAME
     from routing_experts.reports import print_results
 
     quiet_libraries()
     console = Console()
     asked = load_questions(data, images, questions, seed)
-    from routing_experts.cli.common import model_folder
-
     if not is_routed_folder(model_folder(folder)):
         judge_dense(folder, asked, console, json, seed)
         return
     results = judge(folder, asked, console, seed=seed, with_speed=speed)
-    run_folder = Path(folder) if (Path(folder) / "model").is_dir() else None
-    target = json or (run_folder / "results.json" if run_folder else None)
+    run_folder = Path(folder) if (Path(folder) / MODEL_FOLDER).is_dir() else None
+    target = json or (run_folder / RESULTS_NAME if run_folder else None)
     if target is not None:
         results.save(target)
     print_results(results, console)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from routing_experts.data.encode import IGNORED, Encoded, Encoder
+from routing_experts.data.encode import Encoded, Encoder
 from routing_experts.models.spans import PADDING
+from routing_experts.nn.losses import IGNORED
 
 
 class EncodedDataset(Dataset):

@@ -17,8 +17,8 @@ from routing_experts.data.prompts import Prompt, image_token, render
 from routing_experts.data.records import Record, Turn
 from routing_experts.errors import PromptError, RecordError
 from routing_experts.models.spans import CONTEXT, question_segment
+from routing_experts.nn.losses import IGNORED
 
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 _NOT_VISION = frozenset({"attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 

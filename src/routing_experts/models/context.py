@@ -67,18 +67,13 @@ class RoutingContext:
         self._made: dict[tuple[str, int], tuple[Tensor | None, Any]] = {}
 
     @classmethod
-    def from_segments(
-        cls,
-        segment_ids_BT: Tensor,
-        *,
-        gate: GateSettings | None = None,
-        route_BL: Tensor | None = None,
-        keep_bias: float = 0.0,
-        layout: str = "two_call",
-        keys_B: Tensor | None = None,
-        last_routed: int = 10**9,
-    ) -> "RoutingContext":
-        """Builds the context from segment ids (see ``models.spans``): routing token q sees question q and itself."""
+    def from_segments(cls, segment_ids_BT: Tensor, **settings: Any) -> "RoutingContext":
+        """Builds the context from segment ids (see ``models.spans``): routing token q sees question q and itself.
+
+        Args:
+            segment_ids_BT: of ordinary tokens.
+            **settings: the constructor's keywords.
+        """
         turns_BT = turns_of(segment_ids_BT)
         num_turns = max(1, int(turns_BT.max()))
         spans = [segment_ids_BT == 0]
@@ -90,12 +85,7 @@ class RoutingContext:
             turns_BT.clamp_min(0),
             span_BRT[:, 1:].any(-1),
             (segment_ids_BT != PADDING).int().argmax(1),
-            gate=gate,
-            route_BL=route_BL,
-            keep_bias=keep_bias,
-            layout=layout,
-            keys_B=keys_B,
-            last_routed=last_routed,
+            **settings,
         )
 
     @property

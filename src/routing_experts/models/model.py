@@ -163,6 +163,6 @@ def set_model_class(model: nn.Module) -> None:
     model.__class__ = routed_model_class(base)
 
 
-def initial_routing_tokens(hidden_size: int, std: float) -> nn.Parameter:
+def initial_routing_tokens(hidden_size: int, std: float) -> Tensor:
     """The two learned embeddings, image side and text side, [2, D]."""
-    return nn.Parameter(torch.randn(2, hidden_size) * std)
+    return torch.randn(2, hidden_size) * std

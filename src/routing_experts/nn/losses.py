@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-IGNORED = -100
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 def cross_entropy_per_example(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
