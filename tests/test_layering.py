@@ -14,11 +14,11 @@ PACKAGE = "routing_experts"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # Low to high; a module imports from its own layer and from lower ones.
 LAYERS = (
-    *("errors", "config", "records", "nn", "models", "data", "training"),
+    *("errors", "config", "records", "optional", "nn", "models", "data", "training"),
     *("inference", "evaluation", "reports", "pocket", "api", "cli", "autoload", "__init__"),
 )
 STRANGERS = {("evaluation", "training"), ("training", "evaluation")}
-TORCH_FREE = ("errors", "config", "records", "reports")
+TORCH_FREE = ("errors", "config", "records", "optional", "reports")
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "tokenizers"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -4,6 +4,7 @@ Source of the method and its names: Wu et al., "Routing Experts", ICLR 2025 (arX
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from routing_experts.errors import CheckpointError, ConfigError
 
 CONFIG_NAME = "roe_config.json"
 FORMAT_VERSION = 1
-GATES = ("softmax", "straight_through", "gumbel_straight_through")
+CONTROL_GATES = ("random", "static")  # they ask no router
+GATES = ("softmax", "straight_through", "gumbel_straight_through", *CONTROL_GATES)
+SPARSITY_SCOPES = ("example", "run")
 ADAPTER_INITS = ("zero", "xavier")
 TEXT_SPANS = ("last_question", "history")
 LAYOUTS = ("two_call", "fused")
@@ -54,15 +57,18 @@ class RoEConfig:
             warm-up's random routes reach one half at most (b = 1 − √(2ρ) is negative beyond).
         bottleneck_size: K, the adapter's inner width; None for a quarter of the hidden size (paper: 1024 of 4096).
         adapter_init: "zero" makes a fresh skip path an identity; "xavier" is the paper's.
-        gate: how training turns router logits into keep and skip weights.
+        gate: how training turns router logits into keep and skip weights. Two are controls that ask no router:
+            "random" draws routes all through training, "static" skips every routed layer for everyone, always.
         routed_layers: which decoder layers may be skipped; None for all but the first ``num_unrouted_layers``.
         num_unrouted_layers: how many leading layers always run when ``routed_layers`` is None. Layer 0's router sees
             nothing but the routing embeddings, so its decision is the same for every example.
         text_span: what the text routing token sees at inference: the last question, or all after the context (paper).
         sparsity_loss_coef: c of the loss.
+        sparsity_scope: what has to reach the target: every "example" on its own (the paper), or the mean over the
+            "run", so that easy examples may skip more and hard ones less.
         ce_sharpness: α of the loss: examples that are answered badly are asked to skip less.
         routing_token_std: standard deviation of the routing tokens' normal initialisation.
-        keep_bias: added to every keep logit at inference; 0 after training. Higher keeps more layers.
+        keep_bias: added to every keep logit at inference; 0 after training, set by calibration. Higher keeps more.
         layout: how routing tokens travel, in training and at prefill: "two_call" is the bitwise reference, "fused" is
             faster.
         prompt_format: how dialogues are laid out, in training and whenever this library asks: ``chat_template`` or
@@ -79,6 +85,7 @@ class RoEConfig:
     num_unrouted_layers: int = 1
     text_span: str = "last_question"
     sparsity_loss_coef: float = 1.0
+    sparsity_scope: str = "example"
     ce_sharpness: float = 5.0
     routing_token_std: float = 0.02
     keep_bias: float = 0.0
@@ -94,6 +101,12 @@ class RoEConfig:
         _check_range("target_skip_ratio", self.target_skip_ratio, 0.0, 0.5, "random warm-up routes cannot skip more")
         _check_choice("adapter_init", self.adapter_init, ADAPTER_INITS)
         _check_choice("gate", self.gate, GATES)
+        _check_choice("sparsity_scope", self.sparsity_scope, SPARSITY_SCOPES)
+        if self.gate == "static" and not self.routed_layers:
+            raise ConfigError(
+                "gate='static' without routed_layers: it skips the routed layers for everyone, so they must be named. "
+                "Give routed_layers, such as [5, 6, 7]."
+            )
         _check_choice("text_span", self.text_span, TEXT_SPANS)
         _check_choice("layout", self.layout, LAYOUTS)
         if self.bottleneck_size is not None and self.bottleneck_size < 1:
@@ -168,8 +181,10 @@ class RoEConfig:
         return cls(**values)
 
     def save(self, folder: Path) -> None:
-        """Writes ``roe_config.json``."""
-        (folder / CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Writes ``roe_config.json``, whole or not at all."""
+        temporary = folder / f".{CONFIG_NAME}.tmp"
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / CONFIG_NAME)
 
     @classmethod
     def load(cls, folder: Path) -> "RoEConfig":

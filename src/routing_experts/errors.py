@@ -36,5 +36,9 @@ class TrainingError(RoutingExpertsError):
     """A training run cannot start or go on."""
 
 
+class MissingExtraError(RoutingExpertsError):
+    """A feature was asked for whose optional package is not installed."""
+
+
 class ReportError(RoutingExpertsError):
     """A run's records are missing or cannot be drawn."""

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from routing_experts.data import digits as digits_module
-from routing_experts.data.digits import PICTURE_TASKS, DigitsTask, handwriting, place_names
+from routing_experts.data.digit_questions import KINDS, place_names
+from routing_experts.data.digits import TASKS, DigitsTask, handwriting
 from routing_experts.errors import ConfigError
 
 MANY = 4000
@@ -51,6 +52,14 @@ def true_answer(question, task, digits, names):
         case "sum":
             assert len(operands) == 2
             return str(sum(operands))
+        case "sort":
+            return "".join(sorted(map(str, digits)))
+        case "sum_all":
+            return str(sum(digits))
+        case "add_rows":
+            width = 2 if len(digits) == 4 else 3
+            rows = ["".join(map(str, digits[start : start + width])) for start in range(0, len(digits), width)]
+            return str(sum(map(int, rows)))
     raise AssertionError(task)
 
 
@@ -78,21 +87,28 @@ def test_text_sums_are_true_and_have_no_picture():
         record = task[index]
         assert not record.images
         for turn in record.turns:
-            first, second = map(int, re.fullmatch(r"Add (\d) and (\d)\.", turn.question).groups())
-            assert (turn.task, turn.answer) == ("text_sum", str(first + second))
+            first, second = re.fullmatch(r"Add (\d+) and (\d+)\.", turn.question).groups()
+            assert turn.answer == str(int(first) + int(second))
+            assert {len(first), len(second)} == {1 if turn.task == "text_sum" else 2}
 
 
 def test_one_turn_records_have_equal_task_shares_and_balanced_answers(shown):
     task = DigitsTask(max_turns=1)
     turns = [task[index].turns[0] for index in range(MANY)]
     tasks = Counter(turn.task for turn in turns)
-    # Bounds are the 99.99 % points of chi-square with 7 and with (number of answers - 1) degrees of freedom.
-    assert chi_square(tasks, (*PICTURE_TASKS, "text_sum")) < 29.9
-    limits = {2: 15.2, 4: 21.2, 10: 33.8, 19: 48.0}
-    for name, (answers, _) in digits_module._QUESTIONS.items():
-        if answers:
+    # Bounds are the 99.99 % points of chi-square with 11 and with (number of answers - 1) degrees of freedom.
+    assert chi_square(tasks, TASKS) < 37.4
+    limits = {2: 15.2, 4: 21.2, 10: 33.8, 19: 48.0, 179: 258.0}
+    for name, kind in KINDS.items():
+        if kind.answers:
             given = Counter(turn.answer for turn in turns if turn.task == name)
-            assert chi_square(given, answers) < limits[len(answers)], (name, given)
+            assert chi_square(given, kind.answers) < limits[len(kind.answers)], (name, given)
+
+
+def test_a_task_named_twice_is_asked_twice_as_often(shown):
+    task = DigitsTask(max_turns=1, text_share=0, tasks=("sort", "sort", "read_one"))
+    tasks = Counter(task[index].turns[0].task for index in range(600))
+    assert tasks["sort"] == pytest.approx(400, abs=50)
 
 
 def test_turns_of_a_dialogue_ask_different_tasks_and_only_the_first_shows_the_picture(shown):
@@ -165,6 +181,7 @@ def test_grids_have_a_cell_a_digit():
         ({"min_turns": 3, "max_turns": 2}, "digits with 3 to 2 turns"),
         ({"tasks": ("read_one", "write")}, "must be one of read_one"),
         ({"tasks": ()}, "must be one of"),
+        ({"text_tasks": ("sum",)}, "digits text_tasks ['sum']"),
         ({"num_digits": 3}, "3 digits in 2 columns"),
         ({"columns": 0}, "4 digits in 0 columns"),
         ({"text_share": 1.5}, "text_share 1.5"),

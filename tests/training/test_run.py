@@ -54,6 +54,12 @@ def assert_same_weights(first: Any, second: Any) -> None:
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
+def copy_as_unfinished(source: Path, target: Path) -> None:
+    """The note of a run's recipe, as it was before the run ended."""
+    noted = json.loads((source / "run.json").read_text())
+    (target / "run.json").write_text(json.dumps(noted | {"finished": False}))
+
+
 def without_seconds(folder: Path) -> list[Any]:
     return [replace(line, seconds=0.0) for line in log(folder)]
 
@@ -89,11 +95,12 @@ def test_the_written_model_is_the_trained_one(finished, tmp_path):
     assert loaded.generate(**batch, max_new_tokens=2).shape[0] == 2
 
 
-def test_running_again_is_refused_and_changes_nothing(finished):
-    """Guards a finished run against a repeated command."""
+def test_running_again_trains_nothing_and_changes_nothing(finished):
+    """Guards a finished run against a repeated command: it gives the model that is there."""
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(TrainingError, match=r"--resume"):
-        quiet_run(recipe(finished))
+    again = quiet_run(recipe(finished))
+    assert again.folder == finished / "model"
+    assert_same_weights(again.model, from_pretrained(finished / "model"))
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
@@ -113,7 +120,7 @@ def test_a_broken_run_resumes_to_the_same_weights(stop, longer, tmp_path, monkey
         with pytest.raises(RuntimeError, match="power cut"):
             quiet_run(cut)
     assert not (tmp_path / "model").exists()
-    resumed = quiet_run(cut, resume=True)
+    resumed = quiet_run(cut)
     assert_same_weights(resumed.model, from_pretrained(longer / "model"))
     assert without_seconds(tmp_path) == without_seconds(longer)
 
@@ -122,8 +129,9 @@ def test_an_incomplete_checkpoint_is_passed_over(longer, tmp_path):
     """Guards against a save that was cut: the last complete one is taken instead."""
     shutil.copytree(longer / "checkpoints", tmp_path / "checkpoints")
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
-    (newest / "trainer_state.json").unlink()
-    resumed = quiet_run(recipe(tmp_path, steps=6), resume=True)
+    (newest / "complete.json").unlink()
+    copy_as_unfinished(longer, tmp_path)
+    resumed = quiet_run(recipe(tmp_path, steps=6))
     assert_same_weights(resumed.model, from_pretrained(longer / "model"))
 
 
@@ -193,7 +201,8 @@ def test_a_broken_lora_run_resumes_to_the_same_weights(tmp_path):
     of = recipe_from_dict(settings(tmp_path / "whole", steps=4) | {"lora": {"rank": 4}} | stages)
     whole = quiet_run(of)
     shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "cut" / "checkpoints")
-    resumed = quiet_run(replace(of, output=str(tmp_path / "cut")), resume=True)
+    copy_as_unfinished(tmp_path / "whole", tmp_path / "cut")
+    resumed = quiet_run(replace(of, output=str(tmp_path / "cut")))
     assert_same_weights(resumed.model, whole.model)
 
 
@@ -215,10 +224,10 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     assert "interrupted" in output
-    assert "--resume" in output
+    assert "same command" in output
     assert "Traceback" not in output
     assert not (tmp_path / "run" / "model").exists()
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert resumed.returncode == 0, resumed.stderr
     assert [line.step for line in log(tmp_path / "run")] == list(range(1, 25))
     assert is_routed(from_pretrained(tmp_path / "run" / "model"))
@@ -236,7 +245,7 @@ def test_ctrl_c_in_the_last_step_is_not_too_late(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RoETrainer", Interrupted)
     with pytest.raises(TrainingError, match="checkpoint-3"):
         quiet_run(recipe(tmp_path))
-    assert quiet_run(recipe(tmp_path), resume=True).folder.is_dir()
+    assert quiet_run(recipe(tmp_path)).folder.is_dir()
 
 
 def test_every_record_is_read_from_the_recipe_s_set(finished):

@@ -1,25 +1,19 @@
-"""What several verbs need: silence from the libraries, folders of runs, progress over questions."""
+"""What several verbs need: folders of runs, models on their device, progress over questions."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from routing_experts.errors import CheckpointError
+from routing_experts.records import RESULTS_NAME, Results
+from routing_experts.training.folder import RunFolder
 
-MODEL_FOLDER = "model"
-
-
-def quiet_libraries() -> None:
-    """Our verbs say what matters; transformers' own bars and notices would bury it."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+Device = Annotated[str, typer.Option(help="auto (the accelerator if there is one), cpu, cuda, cuda:1 or mps.")]
 
 
 def model_folder(folder: str) -> str:
@@ -29,11 +23,17 @@ def model_folder(folder: str) -> str:
         CheckpointError: if it looks like a path of this machine but nothing is there.
     """
     path = Path(folder)
-    if (path / MODEL_FOLDER).is_dir():
-        return str(path / MODEL_FOLDER)
+    if (run := RunFolder(path)).model.is_dir():
+        return str(run.model)
     if not path.exists() and (folder.startswith((".", "/")) or folder.count("/") != 1) and folder != "pocket":
         raise CheckpointError(f"{folder}: there is no such folder. Give a run's or a model's folder, or a hub name.")
     return folder
+
+
+def evaluated_results(folder: str) -> Results | None:
+    """What an evaluation left in a run's folder, if one did."""
+    path = Path(folder) / RESULTS_NAME
+    return Results.load(path) if path.is_file() else None
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from routing_experts.cli.common import Device
+
 
 def evaluate(
     folder: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a hub name, or `pocket`.")],
@@ -14,33 +16,34 @@ def evaluate(
     images: Annotated[str | None, typer.Option(help="The folder that the file's image paths start from.")] = None,
     questions: Annotated[int | None, typer.Option(min=1, help="How many (digits: 2000; a file: all).")] = None,
     seed: Annotated[int, typer.Option(help="Of the digits questions and of the random control.")] = 1000,
-    json: Annotated[Path | None, typer.Option(help="Where the results go; a run's results.json by default.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Where the results go; a run's results.json by default; - for standard output.")
+    ] = None,
+    device: Device = "auto",
     speed: Annotated[bool, typer.Option(help="Measure seconds, too.")] = True,
 ) -> None:
     """Evaluate a model: dense, routed, and the controls at the same skip rate.
 
     Example: roe evaluate runs/digits --data digits --questions 2000 --seed 7 --json results.json
     """
-    from rich.console import Console
-
-    from routing_experts.cli.common import MODEL_FOLDER, model_folder, quiet_libraries
+    from routing_experts.cli.common import model_folder
     from routing_experts.cli.judge import judge, judge_dense
+    from routing_experts.cli.output import start, write_json
     from routing_experts.evaluation.questions import load_questions
+    from routing_experts.models.device import pick_device
     from routing_experts.models.load import is_routed_folder
     from routing_experts.records import RESULTS_NAME
     from routing_experts.reports import print_results
+    from routing_experts.training.folder import RunFolder
 
-    quiet_libraries()
-    console = Console()
+    say, on = start(), pick_device(device)
     asked = load_questions(data, images, questions, seed)
     if not is_routed_folder(model_folder(folder)):
-        judge_dense(folder, asked, console, json, seed)
+        judge_dense(folder, asked, say, json, seed, on)
         return
-    results = judge(folder, asked, console, seed=seed, with_speed=speed)
-    run_folder = Path(folder) if (Path(folder) / MODEL_FOLDER).is_dir() else None
-    target = json or (run_folder / RESULTS_NAME if run_folder else None)
+    results = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on)
+    target = json or (Path(folder) / RESULTS_NAME if RunFolder(folder).model.is_dir() else None)
+    if str(target) != "-":
+        print_results(results, say.results)
     if target is not None:
-        results.save(target)
-    print_results(results, console)
-    if target is not None:
-        console.print(f"results: {target}")
+        write_json(results.checked_dict(), target, say, "results")

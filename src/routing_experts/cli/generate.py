@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from routing_experts.cli.common import Device
+from routing_experts.cli.output import AsJson
+
 
 def generate(
     folder: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a hub name, or `pocket`.")],
@@ -12,25 +15,24 @@ def generate(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several, in order.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
     keep_bias: Annotated[float | None, typer.Option(help="Added to keep logits: higher skips less.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    device: Device = "auto",
+    json: AsJson = False,
 ) -> None:
     """Answer a question about a picture, or without one.
 
     Example: roe generate runs/quickstart --image cat.jpg --prompt "What is the animal doing?"
     """
-    import json as json_module
-
-    from rich.console import Console
-
-    from routing_experts.cli.common import model_folder, quiet_libraries
+    from routing_experts.cli.common import model_folder
+    from routing_experts.cli.output import print_json, start
     from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
     from routing_experts.inference.generate import answer
+    from routing_experts.models.device import pick_device
     from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
     from routing_experts.models.options import RoutingOptions
 
-    quiet_libraries()
+    say = start()
     source = model_folder(folder)
-    model = from_pretrained(source) if is_routed_folder(source) else load_base(source)
+    model = (from_pretrained(source) if is_routed_folder(source) else load_base(source)).to(pick_device(device))
     images = tuple(image or ())
     question = f"{IMAGE_PLACEHOLDER}\n" * len(images) + prompt
     record = Record("your question", (Turn(question, ""),), images)
@@ -46,9 +48,8 @@ def generate(
     )
     given = next(iter(answers))
     if json:
-        typer.echo(json_module.dumps({"answer": given.text, "route": given.route, "skip_rate": given.skip_rate}))
+        print_json({"answer": given.text, "route": given.route, "skip_rate": given.skip_rate})
         return
     strip = "".join("■" if keep else "·" for keep in given.route)
-    console = Console(highlight=False)
-    console.print(given.text, markup=False)
-    console.print(f"[dim]{strip}  {given.route.count(False)} of {len(given.route)} layers skipped[/]")
+    say.results.print(given.text, markup=False)
+    say.results.print(f"[dim]{strip}  {given.route.count(False)} of {len(given.route)} layers skipped[/]")

@@ -1,22 +1,46 @@
 """The evaluation that `roe evaluate` and `roe quickstart` share: every model asked, timed, and put into one record."""
 
-import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from routing_experts.cli.common import MODEL_FOLDER, model_folder, progress_bar
-from routing_experts.evaluation.evaluate import SWEEP_BIASES, ask, compare, scores, sweep_bias, task_results
+from routing_experts.cli.common import model_folder, progress_bar
+from routing_experts.cli.output import Output, write_json
+from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
+from routing_experts.evaluation.evaluate import (
+    SWEEP_BIASES,
+    Comparison,
+    ask,
+    compare,
+    scores,
+    sweep_bias,
+    task_results,
+)
 from routing_experts.evaluation.gallery import write_gallery
-from routing_experts.evaluation.questions import Question
+from routing_experts.evaluation.questions import DIGITS, Question, digits_questions, load_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.evaluation.speed import measure_speed
+from routing_experts.models.card import write_card
 from routing_experts.models.load import from_pretrained, load_base, load_processor
-from routing_experts.records import Dense, Results, Score, Speed, environment, write_text
+from routing_experts.records import (
+    CALIBRATION_NAME,
+    Calibration,
+    Dense,
+    Results,
+    Score,
+    Speed,
+    SweepPoint,
+    environment,
+    load_json,
+)
+from routing_experts.training.folder import RunFolder
 
 SWEEP_QUESTIONS = 512
+TRAINING_SEED, HELDOUT_SEED = 3, 2000  # of digits questions that calibration measures on
 
 
 def judge(
@@ -26,6 +50,7 @@ def judge(
     seed: int,
     with_speed: bool = True,
     seconds_before: float = 0.0,
+    device: torch.device | None = None,
 ) -> Results:
     """Asks base, tuned base (where the run has one), routed model and controls the same questions.
 
@@ -36,11 +61,48 @@ def judge(
         seed: of the controls.
         with_speed: measure seconds, too.
         seconds_before: what the run took until now; part of its ``seconds_total``.
+        device: of the models; the CPU by default.
     """
     started = time.monotonic()
     source = model_folder(folder)
-    routed, processor = from_pretrained(source), load_processor(source)
-    dense_models = _dense_models(folder, routed)
+    device = device or torch.device("cpu")
+    routed, processor = from_pretrained(source).to(device), load_processor(source)
+    dense_models = {name: model.to(device) for name, model in _dense_models(folder, routed).items()}
+    asked = _ask_all(dense_models, routed, processor, questions, seed, console)
+    speed = Speed(dense_seconds=0.0, routed_seconds=0.0, cases=[], note="not measured")
+    if with_speed:
+        with console.status("measuring seconds …"):
+            speed = measure_speed(dense_models[asked.best], routed, processor, questions)
+    if RunFolder(folder).model.is_dir():
+        write_gallery(Path(folder), questions, asked.dense[asked.best], asked.comparison.routed)
+    results = _results(asked, speed, len(questions), seed, Path(folder).name)
+    results = replace(
+        results,
+        seconds_total=seconds_before + time.monotonic() - started,
+        calibration=read_calibration(source, routed.roe_config.keep_bias),
+    )
+    if Path(source).is_dir():
+        write_card(Path(source), routed.roe_config, results)
+    return results
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """All answers: of the dense models by name, of routed model and controls, and of the routed one by bias."""
+
+    dense: dict[str, Evaluation]
+    comparison: Comparison
+    sweep: list[SweepPoint]
+
+    @property
+    def best(self) -> str:
+        """The dense model that routing is held against."""
+        return max(self.dense, key=lambda name: self.dense[name].accuracy)
+
+
+def _ask_all(
+    dense_models: dict[str, Any], routed: Any, processor: Any, questions: list[Question], seed: int, console: Console
+) -> _Asked:
     swept = questions[:SWEEP_QUESTIONS]
     total = len(questions) * (len(dense_models) + 3) + len(swept) * len(SWEEP_BIASES)
     with progress_bar(console, "evaluating", total) as advance:
@@ -50,53 +112,92 @@ def judge(
             for name, model in dense_models.items()
         }
         comparison = compare(routed, processor, questions, seed, advance)
-        sweep = sweep_bias(routed, processor, swept, advance=advance)
-    best = max(dense, key=lambda name: dense[name].accuracy)
-    speed = Speed(dense_seconds=0.0, routed_seconds=0.0, cases=[], note="not measured")
-    if with_speed:
-        with console.status("measuring seconds …"):
-            speed = measure_speed(dense_models[best], routed, processor, questions)
-    if Path(folder, MODEL_FOLDER).is_dir():
-        write_gallery(Path(folder), questions, dense[best], comparison.routed)
-    routed_score, static_score, random_score = scores(comparison)
+        return _Asked(dense, comparison, sweep_bias(routed, processor, swept, advance=advance))
+
+
+def _results(asked: _Asked, speed: Speed, num_questions: int, seed: int, name: str) -> Results:
+    dense, best = asked.dense, asked.best
+    routed, static, random = scores(asked.comparison)
     return Results(
         base=Score(accuracy=dense["base"].accuracy),
         tuned=Score(accuracy=dense["tuned"].accuracy) if "tuned" in dense else None,
         dense=Dense(accuracy=dense[best].accuracy, source=best),  # type: ignore[arg-type]
-        routed=routed_score,
-        static=static_score,
-        random=random_score,
+        routed=routed,
+        static=static,
+        random=random,
         speed=speed,
-        tasks=task_results(dense[best], comparison.routed),
-        sweep=sweep,
-        questions=len(questions),
+        tasks=task_results(dense[best], asked.comparison.routed),
+        sweep=asked.sweep,
+        questions=num_questions,
         seed=seed,
         environment=environment(),
-        seconds_total=seconds_before + time.monotonic() - started,
-        recipe=Path(folder).name,
-        num_layers=len(routed_score.layer_skip_rates),
+        seconds_total=0.0,
+        recipe=name,
+        num_layers=len(routed.layer_skip_rates),
     )
 
 
 def _dense_models(folder: str, routed: Any) -> dict[str, Any]:
     """What routing is held against: the base model, and the run's dense control if it was trained."""
     models = {"base": load_base(routed.roe_config.base.name_or_path)}
-    tuned = Path(folder) / "tuned" / MODEL_FOLDER
+    tuned = RunFolder(Path(folder) / "tuned").model
     return models | ({"tuned": load_base(tuned)} if tuned.is_dir() else {})
 
 
-def judge_dense(folder: str, questions: list[Question], console: Console, target: Path | None, seed: int) -> None:
+def calibrated(
+    folder: Path,
+    wanted: float,
+    data: str,
+    heldout: str,
+    images: str | None,
+    count: int,
+    console: Console,
+    device: torch.device,
+) -> Calibration:
+    """Finds the bias for a wanted skip rate, writes it into the model's folder, and checks it on held-out questions."""
+    model, processor = from_pretrained(folder).to(device), load_processor(folder)
+    if data == DIGITS:
+        training = digits_questions(count, TRAINING_SEED, split="train")
+    else:
+        training = load_questions(data, images, count, TRAINING_SEED)
+    meter = RateMeter(model, processor, training)
+    with console.status("measuring skip rates …"):
+        raw, found = meter.rate(0.0), find_bias(meter, wanted)
+        check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED))
+        heldout_raw, heldout_rate = check.rate(0.0), check.rate(found.keep_bias)
+    with_bias(model, found.keep_bias).roe_config.save(folder)
+    return Calibration(
+        wanted=wanted,
+        keep_bias=found.keep_bias,
+        raw_skip_rate=raw,
+        skip_rate=found.skip_rate,
+        heldout_raw_skip_rate=heldout_raw,
+        heldout_skip_rate=heldout_rate,
+        questions=len(training),
+    )
+
+
+def read_calibration(folder: str | Path, keep_bias: float) -> Calibration | None:
+    """What ``roe calibrate`` left beside a model, if the model still has the bias that it found."""
+    path = Path(folder) / CALIBRATION_NAME
+    found = load_json(path, Calibration.from_dict) if path.is_file() else None
+    return found if found is not None and found.keep_bias == keep_bias else None
+
+
+def judge_dense(
+    folder: str, questions: list[Question], say: Output, target: Path | None, seed: int, device: torch.device
+) -> None:
     """A model without routes: its accuracy by task."""
     source = model_folder(folder)
-    model, processor = load_base(source), load_processor(source)
-    with progress_bar(console, "evaluating", len(questions)) as advance:
+    model, processor = load_base(source).to(device), load_processor(source)
+    with progress_bar(say.progress, "evaluating", len(questions)) as advance:
         asked = ask(model, processor, questions, advance=advance)
-    for task, part in asked.by_task().items():
-        console.print(f"{task:12} {part.accuracy:7.2%}  of {len(part.answers)}")
-    console.print(f"{'all':12} {asked.accuracy:7.2%}  of {len(questions)}", style="bold")
+    if str(target) != "-":
+        for task, part in asked.by_task().items():
+            say.results.print(f"{task:12} {part.accuracy:7.2%}  of {len(part.answers)}")
+        say.results.print(f"{'all':12} {asked.accuracy:7.2%}  of {len(questions)}", style="bold")
     if target is not None:
-        write_text(target, json.dumps(_dense_record(folder, asked, seed), indent=2) + "\n")
-        console.print(f"results: {target}")
+        write_json(_dense_record(folder, asked, seed), target, say, "results")
 
 
 def _dense_record(folder: str, asked: Evaluation, seed: int) -> dict[str, Any]:

@@ -16,33 +16,29 @@ def quickstart(
 
     Example: roe quickstart --output runs/first
     """
-    import shutil
-
-    from rich.console import Console
-
-    from routing_experts.cli.common import quiet_libraries
     from routing_experts.cli.judge import judge
+    from routing_experts.cli.output import start
     from routing_experts.evaluation.questions import digits_questions
     from routing_experts.records import RESULTS_NAME
     from routing_experts.reports import print_results, write_report
     from routing_experts.training.recipe import load_recipe
-    from routing_experts.training.run import CHECKPOINTS, train, tuned_base
+    from routing_experts.training.run import train, tuned_base
 
     started = time.monotonic()
-    quiet_libraries()
-    console = Console()
+    say = start()
+    console = say.progress
     recipe = load_recipe("quickstart", {"output": str(output)})
-    for folder in (output, output / "tuned"):  # a quickstart starts anew; everything else in the folder is left alone
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    restart = (output / RESULTS_NAME).is_file()  # one that came to its end starts anew, a broken one goes on
+    (output / RESULTS_NAME).unlink(missing_ok=True)
     console.print("[bold]1/4[/] the pocket model learns to skip its layers")
-    train(recipe, console)
+    train(recipe, console, restart)
     console.print("[bold]2/4[/] the dense control: the same base, records and steps, without routing")
-    train(tuned_base(recipe), console)
+    train(tuned_base(recipe), console, restart)
     console.print("[bold]3/4[/] held-out handwriting, measured seconds")
     asked = digits_questions(questions, seed)
     results = judge(str(output), asked, console, seed, seconds_before=time.monotonic() - started)
     results.save(output / RESULTS_NAME)
     console.print("[bold]4/4[/] report")
     page = write_report(output)
-    print_results(results, console)
-    console.print(f"report:  {page}\nresults: {output / RESULTS_NAME}\nmodel:   {output / 'model'}")
+    print_results(results, say.results)
+    say.results.print(f"report:  {page}\nresults: {output / RESULTS_NAME}\nmodel:   {output / 'model'}")

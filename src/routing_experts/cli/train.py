@@ -5,39 +5,44 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from routing_experts.cli.output import AsJson
 from routing_experts.errors import ConfigError
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (digits, pocket …).")],
     output: Annotated[str | None, typer.Option(help="The run's folder, instead of the recipe's.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's last complete checkpoint.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart/--resume", help="Throw away the folder's run, or go on from where it stopped.")
+    ] = False,
     dense: Annotated[
         bool, typer.Option("--dense", help="Train the dense control instead: the base, same records, same steps.")
     ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Overrule a setting, e.g. --set training.steps=100.")
     ] = None,
+    json: AsJson = False,
 ) -> None:
     """Train a model by a recipe.
 
     Example: roe train digits --output runs/mine --set training.batch_size=32
     """
-    from rich.console import Console
-
-    from routing_experts.cli.common import quiet_libraries
+    from routing_experts.cli.output import print_json, start
     from routing_experts.training.recipe import load_recipe
     from routing_experts.training.run import train as run_training
     from routing_experts.training.run import tuned_base
 
-    quiet_libraries()
+    say = start()
     overrides = parse_settings(set_ or [])
     if output is not None:
         overrides["output"] = output
     settings = load_recipe(recipe, overrides)
-    console = Console()
-    trained = run_training(tuned_base(settings) if dense else settings, console, resume)
-    console.print(f"model: {trained.folder}")
+    settings = tuned_base(settings) if dense else settings
+    trained = run_training(settings, say.progress, restart)
+    if json:
+        print_json({"run": settings.output, "model": str(trained.folder)})
+        return
+    say.results.print(f"model: {trained.folder}")
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

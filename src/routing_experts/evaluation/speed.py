@@ -18,9 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from routing_experts.config import RoEConfig
 from routing_experts.evaluation.questions import Question, records_of
-from routing_experts.inference.generate import prompt_batches
+from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import convert, is_routed
+from routing_experts.models.device import synchronize
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import Speed, SpeedCase
 
@@ -53,7 +54,8 @@ def measure_speed(
     for batch_size in BATCHES:
         asked = [questions[index % len(questions)] for index in range(batch_size)]
         prompt_format = routed.roe_config.prompt_format
-        batch = next(iter(prompt_batches(processor, records_of(asked), batch_size, prompt_format)))
+        prompts = next(iter(prompt_batches(processor, records_of(asked), batch_size, prompt_format)))
+        batch = to_model(prompts, routed)
         cache = RoutedCache(routed.config)
         with torch.inference_mode():
             routed(**batch, past_key_values=cache)
@@ -106,6 +108,12 @@ def interleave(
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
+def _clock(model: Any) -> float:
+    """Now, once the model's device has done all it was given."""
+    synchronize(model.device)
+    return time.perf_counter()
+
+
 def _cache_of(model: Any, forced: Tensor | None) -> Any:
     return RoutedCache(model.config, RoutingOptions(route=forced)) if is_routed(model) else None
 
@@ -113,9 +121,9 @@ def _cache_of(model: Any, forced: Tensor | None) -> Any:
 @torch.inference_mode()
 def _prefill(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
     cache = _cache_of(model, forced)
-    start = time.perf_counter()
+    start = _clock(model)
     model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return time.perf_counter() - start
+    return _clock(model) - start
 
 
 @torch.inference_mode()
@@ -125,21 +133,21 @@ def _decode(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> floa
     cache, mask = output.past_key_values, batch["attention_mask"]
     token = output.logits[:, -1:].argmax(-1)
     positions = mask.sum(1, keepdim=True)
-    start = time.perf_counter()
+    start = _clock(model)
     for step in range(DECODE_STEPS):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         output = model(
             input_ids=token, attention_mask=mask, position_ids=positions + step, past_key_values=cache, use_cache=True
         )
         token = output.logits[:, -1:].argmax(-1)
-    return (time.perf_counter() - start) / DECODE_STEPS
+    return (_clock(model) - start) / DECODE_STEPS
 
 
 @torch.inference_mode()
 def _generate(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
-    start = time.perf_counter()
+    start = _clock(model)
     model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
-    return time.perf_counter() - start
+    return _clock(model) - start
 
 
 def _larger_cases(routes: dict[int, Tensor], repeats: int) -> list[SpeedCase]:

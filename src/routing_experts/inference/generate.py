@@ -51,6 +51,14 @@ def prompt_batches(
         yield {name: tensor for name, tensor in batch.items() if name not in NOT_FOR_GENERATE}
 
 
+def to_model(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """A batch on the model's device, pictures in its precision."""
+    moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    if "pixel_values" in moved:
+        moved["pixel_values"] = moved["pixel_values"].to(model.dtype)
+    return moved
+
+
 @torch.inference_mode()
 def answer_batch(
     model: Any, processor: Any, batch: dict[str, Tensor], options: RoutingOptions | None = None, **generation: Any
@@ -67,9 +75,7 @@ def answer_batch(
     Returns:
         B texts, and keep flags bool [B, L] on the host.
     """
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    batch = to_model(batch, model)
     settings = {"do_sample": False} | generation
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     route = torch.ones(len(batch["input_ids"]), num_layers, dtype=torch.bool)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from routing_experts.config import CONFIG_NAME, BaseModel, RoEConfig
 from routing_experts.errors import CheckpointError
+from routing_experts.models.card import CARD_NAME, is_hand_written, write_card
 
 WEIGHTS_NAME = "roe.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -39,7 +40,10 @@ def fingerprint(model: Any) -> str:
     """A hash of some values of every base parameter, rounded to bfloat16: the same for a model and its bf16 copy.
 
     It tells fine-tuned bases from one another, which shapes do not; norms alone would not, since LoRA leaves them.
+    A quantised model's weights are nobody else's: its fingerprint is empty, and compares with nothing.
     """
+    if any(not parameter.dtype.is_floating_point for parameter in model.parameters()):
+        return ""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not is_roe_key(name):
@@ -91,6 +95,8 @@ def save_routed(
             base_class.save_pretrained(model, staging, state_dict=base_state, **kwargs)
         save_parts(model, staging, state)
         config.save(staging)
+        if not is_hand_written(folder / CARD_NAME):
+            write_card(staging, config)
         folder.mkdir(exist_ok=True)
         (folder / CONFIG_NAME).unlink(missing_ok=True)  # a folder being replaced is not complete until it is back
         written = sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_NAME)

@@ -95,8 +95,8 @@ class RoutingContext:
 
     @property
     def carries_tokens(self) -> bool:
-        """Whether routing tokens travel at all: forced and random routes read none."""
-        return self.route_BL is None and not (self.gate is not None and self.gate.kind == "random")
+        """Whether routing tokens travel at all: forced, random and static routes read none."""
+        return self.route_BL is None and not (self.gate is not None and not self.gate.asks_router)
 
     def carries_after(self, layer: int) -> bool:
         """Whether a later layer's router reads what routing tokens become in this one."""

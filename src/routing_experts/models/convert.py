@@ -112,12 +112,12 @@ def revert(model: Any) -> Any:
 
 def _add_parts(layer: nn.Module, hidden_size: int, config: RoEConfig) -> None:
     assert config.bottleneck_size is not None
-    like = next(layer.parameters())
-    dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+    # A quantised layer's matrices are integers, but its norms keep the precision that hidden states have.
+    like = next(parameter for parameter in layer.parameters() if parameter.dtype.is_floating_point)
     down, up = make_adapter(hidden_size, config.bottleneck_size, config.adapter_init)
     parts = {"skip_down": down, "skip_up": up, "router": make_router(hidden_size)}
     for name, module in parts.items():
-        layer.add_module(name, module.to(device=like.device, dtype=dtype))
+        layer.add_module(name, module.to(device=like.device, dtype=like.dtype))
 
 
 def _float_dtype(model: Any) -> torch.dtype:

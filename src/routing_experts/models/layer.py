@@ -129,6 +129,8 @@ class _LayerCall:
         weights = gate_weights(routing.gate, logits, routing.valid_BQ, routing.keys_B, self.index)
         routing.logits.setdefault(self.index, logits)
         routing.weights.setdefault(self.index, weights)  # the loss reads them in the gate's precision
+        if routing.gate.kind == "static":
+            return self.adapt(hidden)  # nobody keeps the layer: its own path would be computed for nothing
         weights = weights.to(hidden.dtype)
         by_token = weights.gather(1, routing.turns_BT[..., None].expand(-1, -1, 2))
         if tokens is not None and routing.carries_after(self.index):

@@ -14,6 +14,7 @@ from routing_experts.models.cache import RoutedCache
 from routing_experts.models.checkpoint import save_routed
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.families import family_of
+from routing_experts.models.hub import push
 from routing_experts.models.layer import disguise
 from routing_experts.models.options import RoutingOptions, route_rows
 from routing_experts.models.spans import only_last_question, open_history, segments_from_ids
@@ -60,7 +61,11 @@ def routed_model_class(base: type) -> type:
         """Writes the RoE parts beside the base's weights; ``base_weights=False`` writes the RoE parts alone."""
         save_routed(self, save_directory, **kwargs)
 
-    body = {"forward": forward, "generate": generate, "save_pretrained": save_pretrained}
+    def push_to_hub(self: Any, repo_id: str, **kwargs: Any) -> str:
+        """Uploads what ``save_pretrained`` writes, with its card; see ``models.hub.push``."""
+        return push(self, repo_id, **kwargs)
+
+    body = {"forward": forward, "generate": generate, "save_pretrained": save_pretrained, "push_to_hub": push_to_hub}
     return disguise(base, body | {"is_routing_experts_model": True})
 
 
@@ -82,9 +87,8 @@ def routing_context(
     options = options or RoutingOptions()
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     routed = config.layers_to_route(num_layers)
-    route_BL = None
-    if options.route is not None:
-        route_BL = route_rows(options.route, len(segment_ids_BT), num_layers, routed)
+    route = _route_without_routers(config, num_layers, options)
+    route_BL = None if route is None else route_rows(route, len(segment_ids_BT), num_layers, routed)
     if "gate" not in training:
         narrow = open_history if config.text_span == "history" else only_last_question
         segment_ids_BT = narrow(segment_ids_BT)
@@ -96,6 +100,22 @@ def routing_context(
         last_routed=routed[-1],
         **training,
     )
+
+
+def _route_without_routers(config: RoEConfig, num_layers: int, options: RoutingOptions) -> Tensor | None:
+    """The route that a caller or a control's gate fixes; None where routers decide."""
+    if options.route is not None or options.keep_bias is not None:
+        return options.route
+    if config.gate == "random":
+        raise RouteError(
+            "a model trained on random routes, called without a route: its routers were never trained. Pass "
+            "RoutingOptions(route=...), or RoutingOptions(keep_bias=inf) to run all layers."
+        )
+    if config.gate == "static":
+        route = torch.ones(num_layers, dtype=torch.bool)
+        route[list(config.layers_to_route(num_layers))] = False
+        return route
+    return None
 
 
 def _context_of_call(model: Any, kwargs: dict[str, Any], options: Any) -> RoutingContext | None:

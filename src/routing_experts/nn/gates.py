@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from routing_experts.config import CONTROL_GATES
 from routing_experts.nn.router import KEEP, with_context
 
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers as signed integers
@@ -25,8 +26,8 @@ class GateSettings:
     """What the gate does at one moment of training.
 
     Attributes:
-        kind: "random" (one-hot draws that skip with probability ρ), "softmax", "straight_through" or
-            "gumbel_straight_through".
+        kind: "random" (one-hot draws that skip with probability ρ), "static" (always skip), "softmax",
+            "straight_through" or "gumbel_straight_through".
         temperature: τ that logits are divided by.
         bias: b, added to keep logits (or keep draws).
         seed, step: of the draws.
@@ -37,6 +38,11 @@ class GateSettings:
     bias: float = 0.0
     seed: int = 0
     step: int = 0
+
+    @property
+    def asks_router(self) -> bool:
+        """Whether the weights depend on router logits."""
+        return self.kind not in CONTROL_GATES
 
 
 def gate_weights(settings: GateSettings, logits_BQ2: Tensor, valid_BQ: Tensor, keys_B: Tensor, layer: int) -> Tensor:
@@ -54,6 +60,8 @@ def gate_weights(settings: GateSettings, logits_BQ2: Tensor, valid_BQ: Tensor, k
     """
     # At least float32: bfloat16 draws tie once in some hundred times, and a tie skips.
     perturbed = logits_BQ2.to(torch.promote_types(logits_BQ2.dtype, torch.float32))
+    if settings.kind == "static":
+        return one_hot(with_context(perturbed.new_zeros(perturbed.shape), valid_BQ))  # ties skip
     draws = uniform(settings.seed, settings.step, keys_B, layer, logits_BQ2.shape[1]).to(perturbed.dtype)
     if settings.kind == "random":
         perturbed = draws

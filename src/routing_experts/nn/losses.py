@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+PRESSURE_WIDTH = 0.05  # of the skip rate: the band below the target in which the pressure falls from 1 to 0
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
@@ -35,8 +36,25 @@ def skip_rate_per_example(skip_weights_LBQ: Tensor, valid_BQ: Tensor) -> Tensor:
 
 
 def roe_loss(
-    cross_entropy_B: Tensor, skip_rate_B: Tensor, target_skip_ratio: float, coef: float = 1.0, sharpness: float = 5.0
+    cross_entropy_B: Tensor,
+    skip_rate_B: Tensor,
+    target_skip_ratio: float,
+    coef: float = 1.0,
+    sharpness: float = 5.0,
+    pressure: float | None = None,
 ) -> Tensor:
-    """L_i [B] = CE_i + c · stopgrad(exp(−α · CE_i)) · max(0, ρ − s_i): examples answered badly may skip less."""
+    """L_i [B] = CE_i + c · stopgrad(exp(−α · CE_i)) · max(0, ρ − s_i): examples answered badly may skip less.
+
+    With a ``pressure`` p the hinge gives way to p · (ρ − s_i): every example is paid alike for what it skips, beyond
+    ρ as well, and the pressure sees to the mean (ours; see ``sparsity_pressure``).
+    """
     confidence_B = torch.exp(-sharpness * cross_entropy_B.detach())
-    return cross_entropy_B + coef * confidence_B * (target_skip_ratio - skip_rate_B).clamp_min(0)
+    missing_B = target_skip_ratio - skip_rate_B
+    return cross_entropy_B + coef * confidence_B * (
+        missing_B.clamp_min(0) if pressure is None else pressure * missing_B
+    )
+
+
+def sparsity_pressure(mean_skip_rate: float, target_skip_ratio: float) -> float:
+    """The share of the sparsity loss that applies at a mean skip rate: 1 well below the target, 0 from it on."""
+    return min(1.0, max(0.0, (target_skip_ratio - mean_skip_rate) / PRESSURE_WIDTH))

@@ -1,6 +1,7 @@
 """Makes the pocket model's configuration, tokenizer and processor: everything but its trained weights.
 
-``python -m routing_experts.pocket.build FOLDER`` writes them; ``roe train pocket`` then trains the weights.
+``python -m routing_experts.pocket.build FOLDER`` writes them; ``roe train pocket`` and then ``roe train pocket_hard``
+train the weights.
 """
 
 import sys
@@ -20,6 +21,9 @@ from routing_experts.data.digits import DigitsTask
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>")
 VOCAB_SIZE = 384
+# The kinds of question that merges are made for and that `roe train pocket` begins with; others are spelled by parts.
+FIRST_TASKS = ("read_one", "read_all", "exists", "count", "parity", "compare", "sum")
+FIRST_TEXT_TASKS = ("text_sum",)
 PICTURE_SIZE = 32
 PATCH_SIZE = 8
 CHAT_TEMPLATE = (
@@ -47,7 +51,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    task = DigitsTask(split="train", seed=0)
+    task = DigitsTask(split="train", seed=0, text_share=1 / 8, tasks=FIRST_TASKS, text_tasks=FIRST_TEXT_TASKS)
     corpus = [text for i in range(2000) for turn in task[i].turns for text in (turn.question, turn.answer)]
     tokenizer.train_from_iterator(corpus, trainer)
     bos = SPECIAL_TOKENS[1]

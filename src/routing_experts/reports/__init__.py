@@ -1,6 +1,8 @@
 """Tables, figures and the page that a run's records become. Reads records, never torch."""
 
 from routing_experts.reports.html import write_report
+from routing_experts.reports.study import print_study, study_markdown
+from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_results, results_markdown
 
-__all__ = ["print_results", "results_markdown", "write_report"]
+__all__ = ["calibration_line", "print_results", "print_study", "results_markdown", "study_markdown", "write_report"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from routing_experts.records import Results, Score, SpeedCase
+from routing_experts.records import Calibration, Results, Score, SpeedCase
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -125,6 +125,16 @@ def surroundings(results: Results) -> Grid:
     }
     rows = tuple((str(name), NONE if value is None else str(value)) for name, value in facts.items())
     return Grid("Environment", ("", ""), rows, num_texts=2)
+
+
+def calibration_line(calibration: Calibration) -> str:
+    """Raw and calibrated rates, on training data and on held-out questions, in one sentence."""
+    return (
+        f"Calibrated to {percent(calibration.wanted)} with a keep bias of {calibration.keep_bias:+.3f}: "
+        f"{percent(calibration.skip_rate)} skipped on training data ({percent(calibration.raw_skip_rate)} before), "
+        f"{percent(calibration.heldout_skip_rate)} on held-out questions "
+        f"({percent(calibration.heldout_raw_skip_rate)} before)."
+    )
 
 
 def interval(accuracy: float, questions: int, z: float = 1.96) -> tuple[float, float]:

@@ -18,7 +18,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
     console.print(Text(headline(results), style="bold"))
     for grid in _grids(results, ranges=console.width >= WIDE_CONSOLE):
         console.print()
-        console.print(_rich_table(grid))
+        console.print(rich_table(grid))
         if grid.note:
             console.print(Text(grid.note, style="dim"))
     if results.speed.note:
@@ -27,7 +27,7 @@ def print_results(results: Results, console: Console | None = None) -> None:
 
 def results_markdown(results: Results) -> str:
     """Headline and tables as Markdown; texts from the records are escaped."""
-    parts = [f"**{_escape(headline(results))}**", *map(_markdown_table, _grids(results)), _escape(results.speed.note)]
+    parts = [f"**{_escape(headline(results))}**", *map(markdown_table, _grids(results)), _escape(results.speed.note)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -35,7 +35,8 @@ def _grids(results: Results, ranges: bool = True) -> list[Grid]:
     return [grid for grid in (comparison(results), by_task(results), speed(results, ranges)) if grid.rows]
 
 
-def _rich_table(grid: Grid) -> Table:
+def rich_table(grid: Grid) -> Table:
+    """A grid for the console."""
     table = Table(title=Text(grid.title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(grid.columns):
         table.add_column(Text(column), justify="left" if i < grid.num_texts else "right")
@@ -45,7 +46,8 @@ def _rich_table(grid: Grid) -> Table:
     return table
 
 
-def _markdown_table(grid: Grid) -> str:
+def markdown_table(grid: Grid) -> str:
+    """A grid in Markdown; texts are escaped."""
     rules = ["---" if i < grid.num_texts else "--:" for i in range(len(grid.columns))]
     lines = [f"### {grid.title}", "", _markdown_row(grid.columns), "|" + "|".join(rules) + "|"]
     for i, row in enumerate(grid.rows):

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -146,7 +148,11 @@ class InterruptGuard(TrainerCallback):
         self.interrupted = True
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """Saves and stops if asked to."""
+        """Saves and stops if any process was asked to: the others would wait for it in vain."""
+        if dist.is_initialized():
+            asked = torch.tensor(int(self.interrupted), device=args.device)
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+            self.interrupted = bool(asked)
         if self.interrupted:
             control.should_training_stop = control.should_save = True
         return control

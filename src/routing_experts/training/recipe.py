@@ -1,13 +1,9 @@
 """Recipes: one YAML file says what is trained, on what, and how. Checked completely before anything is loaded."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from math import isfinite
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any
 
 from routing_experts.config import RoEConfig
 from routing_experts.data.digits import DigitsTask
@@ -24,6 +20,7 @@ from routing_experts.training.schedule import (
     Stage,
     check_stages,
 )
+from routing_experts.training.settings import build, checked, lay_over, mapping, read_yaml
 
 NAMED_STAGES = {
     "three": THREE_STAGES,
@@ -96,7 +93,8 @@ class TrainingSettings:
         accumulation: batches summed before a step.
         learning_rate: of adapters, routers and routing tokens.
         base_learning_rate: of the base model's parameters.
-        save_steps: steps between checkpoints; None for stage boundaries and the end only.
+        save_steps: steps between checkpoints; None for stage boundaries only.
+        save_total_limit: how many checkpoints are kept, the newest.
         precision: ``fp32`` or ``bf16``.
         deepspeed: a DeepSpeed JSON file.
     """
@@ -113,12 +111,13 @@ class TrainingSettings:
     seed: int = 0
     logging_steps: int = 10
     save_steps: int | None = None
+    save_total_limit: int = 2
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     deepspeed: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "logging_steps", "save_steps"):
+        for name in ("steps", "batch_size", "accumulation", "logging_steps", "save_steps", "save_total_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"training.{name}={value}: it is a count of at least 1. Raise it.")
@@ -169,6 +168,11 @@ class Recipe:
         return any(stage.gate != "none" for stage in self.stages)
 
 
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """All settings as plain values, those left at their defaults included."""
+    return asdict(recipe)
+
+
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Reads a recipe file, or one that ships with the package by its name (``digits``).
 
@@ -178,33 +182,11 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     Raises:
         ConfigError: if the file is missing, is not YAML, or holds an unknown or wrong setting; the path is named.
     """
-    path = Path(name_or_path)
-    if not path.suffix and not path.exists():
-        path = SHIPPED / f"{name_or_path}.yaml"
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"recipe {name_or_path}: there is no such file. Give a YAML file, or one of: {shipped}.")
+    values = read_yaml(name_or_path, SHIPPED, "recipe")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not YAML: {error}. Correct the line that it names.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"recipe {path} holds {type(values).__name__}, not settings. Write `model:`, `data:` and so on."
-        )
-    for dotted, value in (overrides or {}).items():
-        *parents, last = dotted.split(".")
-        place = values
-        for parent in parents:
-            place[parent] = place.get(parent) or {}
-            place = place[parent]
-            if not isinstance(place, dict):
-                raise ConfigError(f"{path}: {dotted} leads through {parent}={place!r}, which has no settings below it.")
-        place[last] = value
-    try:
-        return recipe_from_dict(values)
+        return recipe_from_dict(lay_over(values, overrides or {}))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"recipe {name_or_path}: {error}") from error
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -214,70 +196,11 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
         if values["stages"] not in NAMED_STAGES:
             raise ConfigError(f"stages {values['stages']!r}: named ones are {', '.join(NAMED_STAGES)}. Or give a list.")
         values["stages"] = NAMED_STAGES[values["stages"]]
-    roe = _mapping({} if values.get("roe") is None else values["roe"], "roe")
+    roe = mapping({} if values.get("roe") is None else values["roe"], "roe")
     preset = roe.pop("preset", "default")
     if not isinstance(preset, str):
         raise ConfigError(f"roe.preset={preset!r}: expected a preset's name.")
     if preset == "paper" and not values.get("annealing"):
         values["annealing"] = PAPER_ANNEALING
-    values["roe"] = RoEConfig.preset(preset, **_checked(RoEConfig, roe, "roe"))
-    return _build(Recipe, values, "")
-
-
-def _mapping(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected settings, found {values!r}. Write `name: value` lines below it.")
-    return dict(values)
-
-
-def _checked(kind: type, values: Any, where: str) -> dict[str, Any]:
-    """The settings of a dataclass, each of its field's kind; the rest is for the dataclass to check."""
-    values = _mapping(values, where)
-    known = {f.name: f for f in fields(kind)}
-    section, prefix = where or "the recipe", f"{where}." if where else ""
-    unknown = sorted(set(map(str, values)) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"{section} has unknown settings {unknown}: it knows {', '.join(known)}. Correct or remove them."
-        )
-    needed = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING]
-    missing = [name for name in needed if name not in values]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} of {section} missing: there is no default. Write `{missing[0]}: …`.")
-    hints = get_type_hints(kind)
-    return {name: _typed(hints[name], value, prefix + name) for name, value in values.items()}
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """A plain value as a field's kind; numbers may be texts, since YAML takes ``4e-4`` for one."""
-    if get_origin(kind) in (Union, UnionType):
-        options = [option for option in get_args(kind) if option is not NoneType]
-        return None if value is None else _typed(options[0], value, where)
-    if is_dataclass(kind):
-        return _build(kind, value, where)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}={value!r}: expected a list. Write [a, b].")
-        return tuple(_typed(get_args(kind)[0], item, where) for item in value)
-    if kind is float:
-        return _number(value, where)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where}={value!r}: expected {_KINDS[kind]}. Correct the value.")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        number = float("" if isinstance(value, bool) else value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}={value!r}: expected a number. Correct the value.") from error
-    if not isfinite(number):
-        raise ConfigError(f"{where}={value!r}: expected a finite number. Correct the value.")
-    return number
-
-
-_KINDS = {int: "a whole number", bool: "true or false", str: "a text"}
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    return values if isinstance(values, kind) else kind(**_checked(kind, values, where))
+    values["roe"] = RoEConfig.preset(preset, **checked(RoEConfig, roe, "roe"))
+    return build(Recipe, values, "")

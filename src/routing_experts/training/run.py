@@ -16,6 +16,7 @@ from rich.console import Console
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from routing_experts.config import CONTROL_GATES
 from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.encode import Encoder
 from routing_experts.data.llava_json import load_records
@@ -23,15 +24,14 @@ from routing_experts.data.markers import find_markers
 from routing_experts.errors import TrainingError
 from routing_experts.models.convert import convert, is_routed
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
-from routing_experts.records import LOG_NAME, TrainingLog, read_log
+from routing_experts.optional import need
+from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
+from routing_experts.training.folder import RunFolder, last_complete, step_of
 from routing_experts.training.parameters import freeze_all_but
-from routing_experts.training.recipe import DataSettings, Recipe
+from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.trainer import RoETrainer
-
-MODEL_FOLDER = "model"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass
@@ -43,37 +43,39 @@ class Trained:
     folder: Path
 
 
-def train(recipe: Recipe, console: Console | None = None, resume: bool = False, base: Any = None) -> Trained:
+def train(recipe: Recipe, console: Console | None = None, restart: bool = False, base: Any = None) -> Trained:
     """Runs a recipe to its end and writes the model's folder.
+
+    A run that was cut short goes on from its last whole checkpoint, to the weights that it would have had; one that is
+    finished is loaded as it is.
 
     Args:
         recipe: what to do.
         console: where progress is shown.
-        resume: go on from the last complete checkpoint of the output folder; a run that has none starts anew.
+        restart: throw away what is in the output folder of this or another run.
         base: a base model that is loaded already; the recipe's by default.
 
     Raises:
-        TrainingError: if the output folder holds another run's checkpoints, or the run was interrupted.
+        TrainingError: if the output folder holds another recipe's run or is in use, a checkpoint cannot be written, or
+            the run was interrupted.
     """
     console = console or Console()
-    if recipe.training.deepspeed and recipe.lora is not None:
-        raise TrainingError(
-            "LoRA under DeepSpeed: merging into sharded weights is not supported yet. Take `lora` or "
-            "`training.deepspeed` out of the recipe."
-        )
-    if recipe.training.deepspeed and len(recipe.stages) > 1:
-        raise TrainingError(
-            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
-            "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
-        )
-    output = Path(recipe.output)
-    last = _last_checkpoint(output / CHECKPOINTS)
-    if last and not resume:
-        raise TrainingError(
-            f"{output} holds checkpoints of an earlier run (the last is {last.name}): a new one would overwrite it. "
-            "Resume it (--resume), or give another output folder."
-        )
-    output.mkdir(parents=True, exist_ok=True)
+    check_engine(recipe)
+    folder = RunFolder(recipe.output)
+    if not _is_main_process():
+        return _train_in(folder, recipe, console, base)
+    with folder.locked():
+        folder.begin(recipe_values(recipe), restart)
+        if folder.is_finished:
+            console.print(f"{folder.path} is finished already; --restart trains it anew.")
+            load = from_pretrained if is_routed_folder(folder.model) else load_base
+            return Trained(load(folder.model), load_processor(folder.model), folder.model)
+        return _train_in(folder, recipe, console, base)
+
+
+def _train_in(folder: RunFolder, recipe: Recipe, console: Console, base: Any) -> Trained:
+    """Trains what is left to train in a folder that has begun."""
+    last = last_complete(folder.checkpoints)
     set_seed(recipe.training.seed)
     processor = load_processor(recipe.model)
     model = base if base is not None else _load(recipe)
@@ -84,25 +86,43 @@ def train(recipe: Recipe, console: Console | None = None, resume: bool = False, 
         model = _with_lora(model, recipe)
     dataset = build_dataset(recipe.data, processor)
     _check_size(len(dataset), recipe)  # type: ignore[arg-type]
-    started, before = time.monotonic(), _seconds_so_far(output / LOG_NAME) if last else 0.0
-    if not last:
-        (output / LOG_NAME).unlink(missing_ok=True)
+    started, before = time.monotonic(), _seconds_so_far(folder.log) if last else 0.0
     trainer: RoETrainer | None = None
-    bar = ProgressBar(console, recipe.training.steps, output.name)
+    bar = ProgressBar(console, recipe.training.steps, folder.path.name)
     try:
-        with InterruptGuard() as guard, TrainingLog(output / LOG_NAME) as log:
+        with InterruptGuard() as guard, TrainingLog(folder.log) as log:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
                 trainer, last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
                 if guard.interrupted:
                     raise TrainingError(
-                        f"interrupted: {last} is complete and nothing was lost. Run the same command with --resume "
-                        "to go on from there."
+                        f"interrupted: {last} is complete and nothing was lost. Run the same command to go on from "
+                        "there."
                     )
     finally:
         bar.close()
-    return _finish(recipe, model, processor, trainer)
+    return _finish(recipe, folder, model, processor, trainer)
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Raises ``TrainingError`` for what DeepSpeed cannot do with a recipe, or if it is not installed."""
+    if recipe.training.deepspeed:
+        need("deepspeed", "deepspeed", "`training.deepspeed`")
+    if recipe.training.deepspeed and recipe.lora is not None:
+        raise TrainingError(
+            "LoRA under DeepSpeed: merging into sharded weights is not supported yet. Take `lora` or "
+            "`training.deepspeed` out of the recipe."
+        )
+    if recipe.training.deepspeed and len(recipe.stages) > 1:
+        raise TrainingError(
+            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
+            "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
+        )
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def build_dataset(settings: DataSettings, processor: Any) -> Dataset:
@@ -132,7 +152,7 @@ def _train_stage(
     """Trains one stage from a checkpoint (or from the start); returns its trainer and the checkpoint at its end."""
     end = stage_end(recipe, stage)
     is_last = stage is recipe.stages[-1]
-    is_done = last is not None and int(last.name.split("-")[1]) >= end
+    is_done = last is not None and step_of(last) >= end
     if is_done and not is_last:
         return None, last
     freeze_all_but(model, stage.trains, lora=recipe.lora is not None)
@@ -153,10 +173,10 @@ def _train_stage(
         return trainer, last
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing what all go on from
-    return trainer, _last_checkpoint(Path(recipe.output) / CHECKPOINTS) or last
+    return trainer, last_complete(RunFolder(recipe.output).checkpoints) or last
 
 
-def _finish(recipe: Recipe, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
+def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
     """Writes the model's folder from the main process; sharded weights are gathered by all of them first."""
     state = None
     if trainer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
@@ -164,11 +184,11 @@ def _finish(recipe: Recipe, model: Any, processor: Any, trainer: RoETrainer | No
     if recipe.lora is not None:
         model = model.merge_and_unload()
     model.eval()
-    folder = Path(recipe.output) / MODEL_FOLDER
-    if int(os.environ.get("RANK", "0")) == 0:
-        model.save_pretrained(folder, state_dict=state)
-        processor.save_pretrained(folder)
-    return Trained(model, processor, folder)
+    if _is_main_process():
+        model.save_pretrained(folder.model, state_dict=state)
+        processor.save_pretrained(folder.model)
+        folder.finish()
+    return Trained(model, processor, folder.model)
 
 
 def _load(recipe: Recipe) -> Any:
@@ -193,9 +213,10 @@ def _check_size(num_records: int, recipe: Recipe) -> None:
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The Trainer's settings of a recipe; schedule and optimiser are ours (see ``RoETrainer``)."""
     settings = recipe.training
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(recipe.output) / "tensorboard")  # the Trainer asks for it there
+    folder = RunFolder(recipe.output)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.tensorboard)  # the Trainer asks for it there
     return TrainingArguments(
-        output_dir=str(Path(recipe.output) / CHECKPOINTS),
+        output_dir=str(folder.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
@@ -203,7 +224,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         bf16=settings.precision == "bf16",
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 1,
-        save_total_limit=2,
+        save_total_limit=None,  # older checkpoints go once the new one is known to be whole
         logging_steps=settings.logging_steps,
         report_to=["tensorboard"],
         disable_tqdm=True,
@@ -212,24 +233,23 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         remove_unused_columns=False,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         deepspeed=settings.deepspeed,
-        ddp_find_unused_parameters=any({"projector", "vision"} & set(stage.trains) for stage in recipe.stages),
+        ddp_find_unused_parameters=_leaves_parameters_unused(recipe),
     )
 
 
-def _with_lora(model: Any, recipe: Recipe) -> Any:
-    from peft import LoraConfig, get_peft_model
+def _leaves_parameters_unused(recipe: Recipe) -> bool:
+    """Whether a step may leave trained parameters without gradients: no picture in a batch, or routers not asked."""
+    trains_vision = any({"projector", "vision"} & set(stage.trains) for stage in recipe.stages)
+    return trains_vision or (recipe.is_routed and recipe.roe.gate in CONTROL_GATES)
 
+
+def _with_lora(model: Any, recipe: Recipe) -> Any:
     lora = recipe.lora
     assert lora is not None
     decoder = r".*(language_model|model)\.layers\.\d+\.(self_attn|mlp)\.(" + "|".join(lora.targets) + ")"
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=decoder)
-    return get_peft_model(model, settings)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+    peft = need("peft", "lora", "the recipe's `lora`")
+    settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=decoder)
+    return peft.get_peft_model(model, settings)
 
 
 def _seconds_so_far(log: Path) -> float:

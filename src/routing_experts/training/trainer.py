@@ -3,26 +3,30 @@
 Shapes: B examples, T tokens, Q turns, L routed layers.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from routing_experts.errors import CheckpointError
+from routing_experts.errors import CheckpointError, TrainingError
 from routing_experts.models.checkpoint import is_roe_key, load_parts, save_parts
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
-from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example
+from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
+from routing_experts.training.folder import keep_newest, last_complete, mark_complete, read_state
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
 
+MEMORY = 0.7  # of the running mean of skip rates: a few steps, enough to even out batches
 LAYER_RATE = "skip_rate/layer_"  # the prefix under which each layer's rate is logged
 
 
@@ -36,6 +40,7 @@ class RoETrainer(Trainer):
 
     Attributes:
         window: sums since the last log, of this process: loss parts, skip rates by layer, batches.
+        mean_skip_rate: of the routed layers, averaged over the last steps of all processes; None before the first.
     """
 
     def __init__(self, *, recipe: Recipe, stage: Stage, **kwargs: Any) -> None:
@@ -43,6 +48,9 @@ class RoETrainer(Trainer):
         self.recipe, self.stage = recipe, stage
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples already; accumulation averages it
         self.window: dict[str, Any] = {}
+        self.mean_skip_rate: float | None = None
+        self._step_rates: list[Tensor] = []
+        self.add_callback(_StepEnd(self))
 
     @property
     def progress(self) -> float:
@@ -55,10 +63,10 @@ class RoETrainer(Trainer):
             return None
         annealing, roe = self.recipe.annealing, self.recipe.roe
         bias = annealing.bias_at(self.progress, roe.target_skip_ratio) if self.stage.biased else 0.0
-        if self.stage.gate == "random":
+        if self.stage.gate == "random" or roe.gate == "random":
             bias = annealing.bias_at(0.0, roe.target_skip_ratio)
         return GateSettings(
-            kind="random" if self.stage.gate == "random" else roe.gate,
+            kind="random" if self.stage.gate == "random" and roe.gate != "static" else roe.gate,
             temperature=annealing.temperature_at(self.progress),
             bias=bias,
             seed=self.recipe.training.seed,
@@ -113,10 +121,31 @@ class RoETrainer(Trainer):
             roe = self.recipe.roe
             skip_rate_B = skip_rate_per_example(skip_LBQ, context.valid_BQ)
             loss = roe_loss(
-                cross_entropy_B, skip_rate_B, roe.target_skip_ratio, roe.sparsity_loss_coef, roe.ce_sharpness
+                cross_entropy_B,
+                skip_rate_B,
+                roe.target_skip_ratio,
+                roe.sparsity_loss_coef,
+                roe.ce_sharpness,
+                self._pressure(),
             ).mean()
+            self._step_rates.append(skip_rate_B.detach().mean())
             self._note(loss, cross_entropy_B, rates_by_layer(skip_LBQ, context.valid_BQ))
         return (loss, outputs) if return_outputs else loss
+
+    def _pressure(self) -> float | None:
+        """Of the sparsity loss, from earlier steps alone: the same however a step's batch is divided."""
+        roe = self.recipe.roe
+        if roe.sparsity_scope == "example":
+            return None
+        return 1.0 if self.mean_skip_rate is None else sparsity_pressure(self.mean_skip_rate, roe.target_skip_ratio)
+
+    def close_step(self) -> None:
+        """Takes the step's skip rates into the running mean."""
+        if self._step_rates:
+            step = float(self.accelerator.reduce(torch.stack(self._step_rates).mean(), reduction="mean"))
+            before = self.mean_skip_rate
+            self.mean_skip_rate = step if before is None else MEMORY * before + (1 - MEMORY) * step
+            self._step_rates.clear()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the window's means and the gate's state to what the Trainer logs."""
@@ -157,6 +186,29 @@ class RoETrainer(Trainer):
         if hasattr(model, "get_base_model") and is_routed(model.get_base_model()):
             save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)))
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's checkpoint, marked once it is whole; older ones go only then.
+
+        Raises:
+            TrainingError: if it cannot be written, as on a full disk; what was whole stays.
+        """
+        checkpoints = Path(str(self.args.output_dir))
+        folder = checkpoints / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
+                keep_newest(checkpoints, self.recipe.training.save_total_limit)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
+            shutil.rmtree(folder, ignore_errors=True)
+            whole = last_complete(checkpoints)
+            raise TrainingError(
+                f"{folder} could not be written ({error}). "
+                + (f"{whole.name} is whole and stays. " if whole else "")
+                + "Make room or mend the folder, then run the same command again."
+            ) from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The base's weights through transformers' own loading, which knows its key names, and then the RoE parts.
 
@@ -180,6 +232,18 @@ class RoETrainer(Trainer):
                 )
         if is_routed(target):
             load_parts(target, folder)
+        self.mean_skip_rate = read_state(folder)["mean_skip_rate"]
+
+
+class _StepEnd(TrainerCallback):
+    """Tells the trainer that an optimiser step is done, before any other callback acts on it."""
+
+    def __init__(self, trainer: RoETrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes the step."""
+        self.trainer.close_step()
 
 
 def skip_weights(context: RoutingContext) -> Tensor:

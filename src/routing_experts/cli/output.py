@@ -1,0 +1,75 @@
+"""Where a verb's words go: tables and results to standard output, everything on the way to standard error.
+
+``roe --quiet`` shows results alone, ``roe --verbose`` the libraries' own messages and tracebacks as well. Colours and
+moving bars are for terminals: rich leaves them out where output is piped, and for NO_COLOR.
+"""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from routing_experts.records import write_text
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A command's manner of speaking, from the options before the verb."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def results(self) -> Console:
+        """For what was asked for."""
+        return Console(highlight=False)
+
+    @property
+    def progress(self) -> Console:
+        """For what is said on the way: bars, stages, where files were put."""
+        return Console(stderr=True, quiet=self.quiet, highlight=False)
+
+    def hush(self) -> None:
+        """Silences the libraries unless asked to be verbose: their bars and notices would bury what matters."""
+        if self.verbose:
+            return
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def current_output() -> Output:
+    """The running command's; plain where no command runs, as in tests of a verb's function."""
+    context = click.get_current_context(silent=True)
+    found = context.find_object(Output) if context is not None else None
+    return found or Output()
+
+
+def start() -> Output:
+    """What every verb begins with: its output, and quiet libraries."""
+    output = current_output()
+    output.hush()
+    return output
+
+
+def print_json(value: Any) -> None:
+    """A value for programs: JSON on standard output, nothing else."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def write_json(value: Any, target: Path, output: Output, name: str) -> None:
+    """A record into a file, or to standard output where the file is ``-``."""
+    if str(target) == "-":
+        print_json(value)
+        return
+    write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    output.progress.print(f"{name}: {target}")

@@ -1,0 +1,52 @@
+"""``roe study``: contenders trained alike and asked the same questions, over seeds and skip rates."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="A study's YAML file, or the name of a shipped one.")],
+    output: Annotated[Path | None, typer.Option(help="The study's folder; runs/NAME by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run this arm alone; repeat for several.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Begin no run after so many minutes.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Where the record goes; study.json in the folder; - for standard output.")
+    ] = None,
+) -> None:
+    """Train every contender of a study and compare them; a study that was cut short goes on.
+
+    Example: roe study digits --minutes 50
+    """
+    import time
+
+    from routing_experts.cli.contenders import Contest, jobs_of
+    from routing_experts.cli.output import start, write_json
+    from routing_experts.errors import ConfigError
+    from routing_experts.records import STUDY_NAME
+    from routing_experts.reports import print_study
+    from routing_experts.training.study import load_study
+
+    say, plan = start(), load_study(name)
+    console = say.progress
+    unknown = sorted(set(only or []) - set(plan.arms))
+    if unknown:
+        raise ConfigError(f"--only {', '.join(unknown)}: the study's arms are {', '.join(plan.arms)}. Name some.")
+    folder = output or Path("runs") / Path(name).stem
+    contest = Contest(plan, folder, console)
+    jobs = [job for job in jobs_of(plan) if not only or job.arm in only]
+    runs, started, left = [], time.monotonic(), len(jobs)
+    for job in jobs:
+        if minutes is not None and time.monotonic() - started > 60 * minutes and not contest.is_done(job):
+            continue
+        console.print(f"[bold]{job.arm}[/] at {job.rate:.1%}, seed {job.seed}")
+        runs.append(contest.run(job))
+        left -= 1
+    record = contest.record(Path(name).stem, runs, contest.ask_base())
+    target = json or folder / STUDY_NAME
+    if str(target) != "-":
+        print_study(record, say.results)
+    write_json(record.to_dict(), target, say, "study")
+    if left:
+        console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")

@@ -1,0 +1,80 @@
+"""The model card of a routed folder: what it was made of, how much it skips, how good it is, and how to use it."""
+
+from pathlib import Path
+
+from routing_experts.config import CONFIG_NAME, RoEConfig
+from routing_experts.records import Results, write_text
+
+CARD_NAME = "README.md"
+_MARK = "<!-- written by routing-experts -->"
+_UNKNOWN = "that of the base model and of the training data; it is not recorded here"
+
+
+def write_card(
+    folder: Path, config: RoEConfig, results: Results | None = None, license_name: str | None = None
+) -> None:
+    """Writes ``README.md`` beside a model; a card that somebody wrote by hand is left alone.
+
+    Args:
+        folder: of the model.
+        config: its settings.
+        results: scores, where it was evaluated.
+        license_name: an identifier such as ``apache-2.0``.
+    """
+    path = folder / CARD_NAME
+    if not is_hand_written(path):
+        write_text(path, model_card(config, results, license_name))
+
+
+def is_hand_written(card: Path) -> bool:
+    """Whether a card is there that this library did not write."""
+    return card.is_file() and _MARK not in card.read_text(encoding="utf-8")
+
+
+def model_card(config: RoEConfig, results: Results | None = None, license_name: str | None = None) -> str:
+    """The card's text: the hub's front matter, then Markdown."""
+    base = config.base.name_or_path if config.base and config.base.name_or_path else "a base model without a name"
+    named = bool(config.base and config.base.name_or_path.count("/") == 1 and not base.startswith((".", "/")))
+    front = ["---", "library_name: routing-experts", "pipeline_tag: image-text-to-text", "tags: [routing-experts, roe]"]
+    front += [f"base_model: {base}"] * named + [f"license: {license_name}"] * bool(license_name) + ["---"]
+    return "\n".join([*front, _MARK, "", *_body(base, config, results, license_name), ""])
+
+
+def _body(base: str, config: RoEConfig, results: Results | None, license_name: str | None) -> list[str]:
+    return [
+        f"# {base}, with routed decoder layers",
+        "",
+        "This model decides for every request which of its decoder layers to run. A skipped layer is replaced by a "
+        "low-rank adapter and keeps no keys or values (Routing Experts: Wu et al., ICLR 2025, arXiv 2407.14093).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base model | {base} |",
+        f"| license | {license_name or _UNKNOWN} |",
+        f"| target of training | {config.target_skip_ratio:.0%} of the routed layers skipped |",
+        f"| gate | {config.gate} |",
+        f"| keep bias | {config.keep_bias:+.3f} |",
+        *(_scores(results) if results is not None else ["| scores | not evaluated yet |"]),
+        "",
+        "```python",
+        "import routing_experts  # lets transformers load routed folders",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        'model = AutoModelForImageTextToText.from_pretrained("this folder")',
+        'processor = AutoProcessor.from_pretrained("this folder")',
+        "```",
+        "",
+        f"Opened without `import routing_experts`, the folder is the dense model. Routes are set in `{CONFIG_NAME}`; "
+        "`roe calibrate` changes how much is skipped. Layers are chosen from the question and the picture: check "
+        "accuracy on your own data before you rely on it.",
+    ]
+
+
+def _scores(results: Results) -> list[str]:
+    routed, dense = results.routed, results.dense
+    return [
+        f"| layers skipped | {routed.skip_rate:.1%} of {results.num_layers} |",
+        f"| right answers, routed | {routed.accuracy:.1%} of {results.questions:,} |",
+        f"| right answers, dense | {dense.accuracy:.1%} ({dense.source}) |",
+        f"| right answers, same layers always skipped | {results.static.accuracy:.1%} |",
+    ]

@@ -1,0 +1,177 @@
+"""``results.json``: what a run's evaluation measured."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from routing_experts.errors import ReportError
+from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, write_text
+
+RESULTS_NAME = "results.json"
+CALIBRATION_NAME = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Score(Entry):
+    """A model's share of right answers."""
+
+    accuracy: Share
+
+
+@dataclass(frozen=True)
+class Dense(Score):
+    """The unrouted model that routing is held against: the better of the base model and the tuned one."""
+
+    source: Literal["base", "tuned"]
+
+
+@dataclass(frozen=True)
+class Skipping(Score):
+    """The accuracy of a model that skips this share of its decoder layers (for random routes: at random)."""
+
+    skip_rate: Share
+
+
+@dataclass(frozen=True)
+class Routed(Skipping):
+    """The routed model; ``layer_skip_rates`` has one share per decoder layer."""
+
+    layer_skip_rates: list[Share]
+
+
+@dataclass(frozen=True)
+class Static(Skipping):
+    """The same layers skipped for every question, as many as the routers skip on average."""
+
+    skipped_layers: list[Count]
+
+
+@dataclass(frozen=True)
+class SpeedCase(Entry):
+    """Repeated timings of one piece of work, dense and routed.
+
+    Attributes:
+        model: "this" is the run's own; "larger" one of random weights, where layers cost what they cost in practice.
+        mixed: whether the rows of the batch took different routes.
+    """
+
+    name: str
+    phase: Literal["prefill", "decode", "generate"]
+    batch: Positive
+    model: Literal["this", "larger"]
+    skip_rate: Share
+    mixed: bool
+    dense_seconds: list[Seconds]
+    routed_seconds: list[Seconds]
+
+
+@dataclass(frozen=True)
+class Speed(Entry):
+    """Medians of the headline case, all cases, and in ``note`` why routed is not faster where it is not."""
+
+    dense_seconds: Seconds
+    routed_seconds: Seconds
+    cases: list[SpeedCase]
+    note: str
+
+
+@dataclass(frozen=True)
+class TaskResult(Entry):
+    """One task's questions: accuracy dense and routed, and what the routers skipped."""
+
+    questions: Positive
+    dense: Share
+    routed: Share
+    skip_rate: Share
+    layer_skip_rates: list[Share]
+
+
+@dataclass(frozen=True)
+class SweepPoint(Skipping):
+    """Accuracy and skip rate with ``keep_bias`` added to every keep logit."""
+
+    keep_bias: float
+
+
+@dataclass(frozen=True)
+class Calibration(Entry):
+    """The keep bias that was set so that the model skips a wanted share of its layers.
+
+    Attributes:
+        wanted: share of all decoder layers.
+        raw_skip_rate, skip_rate: without and with the bias, on ``questions`` of the training data.
+        heldout_raw_skip_rate, heldout_skip_rate: the same on held-out questions.
+    """
+
+    wanted: Share
+    keep_bias: float
+    raw_skip_rate: Share
+    skip_rate: Share
+    heldout_raw_skip_rate: Share
+    heldout_skip_rate: Share
+    questions: Positive
+
+
+@dataclass(frozen=True)
+class Results(Entry):
+    """All that a run measured; the contents of ``results.json``.
+
+    Attributes:
+        tuned: the base model fine-tuned on the same records for as many steps; None if that was not trained.
+        calibration: of the gate bias; None if the model answers as it was trained.
+    """
+
+    base: Score
+    tuned: Score | None
+    dense: Dense
+    routed: Routed
+    static: Static
+    random: Skipping
+    speed: Speed
+    tasks: dict[str, TaskResult]
+    sweep: list[SweepPoint]
+    questions: Positive
+    seed: int
+    environment: dict[str, Any]
+    seconds_total: Seconds
+    recipe: str
+    num_layers: Positive
+    calibration: Calibration | None = None
+
+    def checked_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``ReportError`` if one could not be read back."""
+        return self._checked(self.to_dict()).to_dict()
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole, or raises ``ReportError`` and writes nothing if a value could not be read back."""
+        try:
+            write_text(path, json.dumps(self.checked_dict(), indent=2, allow_nan=False) + "\n")
+        except (TypeError, ValueError) as error:
+            raise ReportError(f"{path} was not written: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads and checks the file.
+
+        Raises:
+            ReportError: if it is missing, is not JSON, or a field is missing or does not fit; path and field are named.
+        """
+        return load_json(path, cls._checked)
+
+    @classmethod
+    def _checked(cls, values: Any) -> Self:
+        results = cls.from_dict(values)
+        rates = {f"tasks.{name}.layer_skip_rates": task.layer_skip_rates for name, task in results.tasks.items()}
+        rates["routed.layer_skip_rates"] = results.routed.layer_skip_rates
+        for where, by_layer in rates.items():
+            if len(by_layer) != results.num_layers:
+                raise misfit(where, by_layer, f"one rate for each of num_layers={results.num_layers} layers")
+        if max(results.static.skipped_layers, default=0) >= results.num_layers:
+            raise misfit("static.skipped_layers", results.static.skipped_layers, f"layers below {results.num_layers}")
+        if results.dense.source == "tuned" and results.tuned is None:
+            raise misfit("dense.source", "tuned", "'base', since tuned is null")
+        for i, case in enumerate(results.speed.cases):
+            if not case.dense_seconds or not case.routed_seconds:
+                raise misfit(f"speed.cases[{i}]", case.name, "a timing or more in dense_seconds and routed_seconds")
+        return results

@@ -1,0 +1,103 @@
+"""``study.json``: every run of a study, and how the arms compare on the same questions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, write_text
+
+STUDY_NAME = "study.json"
+
+
+@dataclass(frozen=True)
+class StudyRun(Entry):
+    """One trained contender on the held-out questions.
+
+    Attributes:
+        arm, seed: which.
+        wanted: the skip rate that it was trained for and, if routed, calibrated to; 0 for a dense one.
+        skip_rate: share of all decoder layers skipped.
+        raw_skip_rate: before calibration; None where nothing is calibrated.
+        keep_bias: found by calibration.
+        right: a character a question, "1" for a right answer.
+        layer_skip_rates: of each decoder layer.
+        task_accuracy, task_skip_rate: by task.
+        route_information: bits that the route tells about the task.
+        varied_layers: the share of layers that between 5 % and 95 % of the questions skip.
+        training_seconds: of this run alone.
+    """
+
+    arm: str
+    seed: int
+    wanted: Share
+    accuracy: Share
+    skip_rate: Share
+    raw_skip_rate: Share | None
+    keep_bias: float | None
+    right: str
+    layer_skip_rates: list[Share]
+    task_accuracy: dict[str, Share]
+    task_skip_rate: dict[str, Share]
+    route_information: float
+    varied_layers: Share
+    training_seconds: Seconds
+    steps: Positive
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole."""
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads and checks the file."""
+        return load_json(path, cls.from_dict)
+
+
+@dataclass(frozen=True)
+class Contrast(Entry):
+    """Accuracy of ``first`` minus ``second`` at a skip rate, over seeds, with the paired 95 % interval."""
+
+    first: str
+    second: str
+    wanted: Share
+    seeds: list[int]
+    difference: float
+    low: float
+    high: float
+    by_seed: list[float]
+
+
+@dataclass(frozen=True)
+class StudyRecord(Entry):
+    """All that a study measured; the contents of ``study.json``."""
+
+    name: str
+    plan: dict[str, Any]
+    base_accuracy: Share
+    questions: Positive
+    question_seed: Count
+    runs: list[StudyRun]
+    contrasts: list[Contrast]
+    environment: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole."""
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads and checks the file.
+
+        Raises:
+            ReportError: if it is missing, is not JSON, or a field is missing or does not fit.
+        """
+        return load_json(path, cls._checked)
+
+    @classmethod
+    def _checked(cls, values: Any) -> Self:
+        study = cls.from_dict(values)
+        for i, run in enumerate(study.runs):
+            if len(run.right) != study.questions or set(run.right) - {"0", "1"}:
+                raise misfit(f"runs[{i}].right", run.right, f"{study.questions} characters 0 or 1")
+        return study

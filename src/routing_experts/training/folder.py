@@ -1,0 +1,181 @@
+"""A run's folder: where its parts lie, whose it is, who is writing in it, and which of its checkpoints are whole.
+
+A checkpoint is whole once its marker stands, which is written last and in one step; what a killed process left
+without one is never read. Imports no torch: the command line asks here for paths, too.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from routing_experts.errors import TrainingError
+from routing_experts.records import LOG_NAME, write_text
+
+MARKER = "complete.json"
+RUN_NAME = "run.json"
+LOCK_NAME = ".lock"
+# What may differ between a run and its continuation: nothing that a weight depends on.
+HARMLESS = ("output", "training.save_steps", "training.save_total_limit", "training.logging_steps")
+
+
+class RunFolder:
+    """A run's folder on disk.
+
+    Args:
+        path: made when the run begins.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+        self.log = self.path / LOG_NAME
+        self.tensorboard = self.path / "tensorboard"
+        self._run = self.path / RUN_NAME
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out; the system gives the lock back however this process ends.
+
+        Raises:
+            TrainingError: if another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK_NAME)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise TrainingError(
+                f"{self.path} is in use: another process trains there, and two would overwrite each other. Wait for "
+                "it, or give another output folder (--output)."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, recipe: Mapping[str, Any], restart: bool = False) -> None:
+        """Makes the folder this recipe's, or goes on with what is there of it; incomplete checkpoints are removed.
+
+        Args:
+            recipe: plain settings.
+            restart: throw away what an earlier run of whatever recipe left.
+
+        Raises:
+            TrainingError: if the folder holds a run of another recipe.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if restart:
+            self._clear()
+        wanted = json.loads(json.dumps(recipe))
+        started = self._read()
+        if started is None and last_complete(self.checkpoints) is not None:
+            raise TrainingError(
+                f"{self.path} holds checkpoints but no {RUN_NAME} that says of which recipe. Give another output "
+                "folder, or throw them away (--restart)."
+            )
+        if started is not None:
+            differing = sorted(_differences(started["recipe"], wanted))
+            if differing:
+                raise TrainingError(
+                    f"{self.path} holds a run of another recipe: {'; '.join(differing[:4])}. Going on would mix the "
+                    "two. Give another output folder (--output), or throw that run away (--restart)."
+                )
+        else:
+            self.log.unlink(missing_ok=True)
+            self._write({"recipe": wanted, "finished": False})
+        remove_incomplete(self.checkpoints)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run that the folder holds came to its end and wrote its model."""
+        run = self._read()
+        return bool(run and run["finished"] and self.model.is_dir())
+
+    def finish(self) -> None:
+        """Notes that the model is written."""
+        run = self._read()
+        assert run is not None
+        self._write(run | {"finished": True})
+
+    def _clear(self) -> None:
+        for folder in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self._run, self.log):
+            file.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self._run.is_file():
+            return None
+        try:
+            run = json.loads(self._run.read_text(encoding="utf-8"))
+            return {"recipe": dict(run["recipe"]), "finished": bool(run["finished"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{self._run} does not say which recipe was run ({error}). Restore it, or begin anew (--restart)."
+            ) from error
+
+    def _write(self, run: dict[str, Any]) -> None:
+        write_text(self._run, json.dumps(run, indent=2) + "\n")
+
+
+def last_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [path for path in checkpoints.glob("checkpoint-*") if (path / MARKER).is_file()]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def mark_complete(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Puts the marker in place, with what the run must remember beside weights and optimiser."""
+    for file in checkpoint.iterdir():  # on disk before the marker is: a power cut must not leave it alone
+        if file.is_file():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+    write_text(checkpoint / MARKER, json.dumps(state) + "\n")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What ``mark_complete`` was given."""
+    return dict(json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+
+
+def keep_newest(checkpoints: Path, limit: int) -> None:
+    """Removes whole checkpoints but the newest ``limit``; each loses its marker first."""
+    whole = sorted((path for path in checkpoints.glob("checkpoint-*") if (path / MARKER).is_file()), key=step_of)
+    for path in whole[:-limit]:
+        (path / MARKER).unlink()
+        shutil.rmtree(path)
+
+
+def remove_incomplete(checkpoints: Path) -> None:
+    """Removes what killed saves and removals left."""
+    for path in checkpoints.glob("checkpoint-*"):
+        if not (path / MARKER).is_file():
+            shutil.rmtree(path)
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Settings by dotted name that are not the same, as ``name: old → new``."""
+    if where in HARMLESS:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(set(old) | set(new))
+        prefix = f"{where}." if where else ""
+        return [d for name in names for d in _differences(old.get(name), new.get(name), prefix + name)]
+    return [] if old == new else [f"{where}: {_short(old)} there, {_short(new)} asked for"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
