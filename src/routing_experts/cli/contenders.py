@@ -13,10 +13,10 @@ from rich.console import Console
 from routing_experts.cli.common import progress_bar
 from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
-from routing_experts.evaluation.evaluate import ask
+from routing_experts.evaluation.evaluate import ask, information
 from routing_experts.evaluation.importance import layer_importance, least_important
-from routing_experts.evaluation.paired import mutual_information, paired_difference, varied_share
-from routing_experts.evaluation.questions import Question, digits_questions
+from routing_experts.evaluation.paired import paired_difference, varied_share
+from routing_experts.evaluation.questions import digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
 from routing_experts.records import Contrast, StudyRecord, StudyRun, environment, read_log
@@ -123,7 +123,7 @@ class Contest:
             routes = random_routes(self.routable, job.rate, len(self.questions), self.num_layers, job.seed)
         with progress_bar(self.console, f"{job.arm} {job.rate:.0%}", len(self.questions)) as advance:
             asked = ask(trained.model, self.processor, self.questions, routes=routes, advance=advance)
-        return study_run(job, asked, self.questions, recipe, raw_rate, bias)
+        return study_run(job, asked, recipe, raw_rate, bias)
 
     def _calibrate(self, trained: Trained, rate: float) -> tuple[float, float]:
         """The rate without a bias and the bias for the wanted one, which the model's folder then holds."""
@@ -137,7 +137,6 @@ class Contest:
 def study_run(
     job: Job,
     asked: Evaluation,
-    questions: list[Question],
     recipe: Recipe,
     raw_rate: float | None,
     bias: float | None,
@@ -156,7 +155,7 @@ def study_run(
         layer_skip_rates=asked.layer_skip_rates,
         task_accuracy={task: part.accuracy for task, part in by_task.items()},
         task_skip_rate={task: part.skip_rate for task, part in by_task.items()},
-        route_information=mutual_information([q.task for q in questions], [a.route for a in asked.answers]),
+        route_information=information(asked),
         varied_layers=varied_share(asked.layer_skip_rates),
         training_seconds=_training_seconds(recipe),
         steps=recipe.training.steps,

@@ -16,6 +16,8 @@ from routing_experts.evaluation.evaluate import (
     Comparison,
     ask,
     compare,
+    information,
+    route_counts,
     scores,
     sweep_bias,
     task_results,
@@ -134,6 +136,8 @@ def _results(asked: _Asked, speed: Speed, num_questions: int, seed: int, name: s
         seconds_total=0.0,
         recipe=name,
         num_layers=len(routed.layer_skip_rates),
+        routes=route_counts(asked.comparison.routed),
+        route_information=information(asked.comparison.routed),
     )
 
 

@@ -1,4 +1,4 @@
-"""``roe report``: a run's records as a page."""
+"""``roe report``: the records of a run or a study as a page, or of several runs side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +9,29 @@ from routing_experts.cli.output import AsJson
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run's folder with results.json and log.jsonl.")],
+    folders: Annotated[list[Path], typer.Argument(help="A run's or study's folder; several with --compare.")],
+    compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side on one page.")] = False,
+    output: Annotated[Path, typer.Option(help="Where compare.html goes.")] = Path("."),
     json: AsJson = False,
 ) -> None:
-    """Draw a run's figures and write report.html.
+    """Draw figures and write a page: report.html in each folder, or compare.html.
 
-    Example: roe report runs/quickstart
+    Example: roe report --compare runs/quickstart runs/digits
     """
     from routing_experts.cli.output import print_json, start
-    from routing_experts.reports import write_report
+    from routing_experts.records import STUDY_NAME
+    from routing_experts.reports import write_comparison, write_report, write_study_report
 
-    say, page = start(), write_report(folder)
+    say = start()
+    if compare:
+        pages = [write_comparison(folders, output)]
+    else:
+        pages = [
+            write_study_report(folder) if (folder / STUDY_NAME).is_file() else write_report(folder)
+            for folder in folders
+        ]
     if json:
-        print_json({"report": str(page)})
+        print_json({"reports": [str(page) for page in pages]})
         return
-    say.results.print(f"report: {page}")
+    for page in pages:
+        say.results.print(f"report: {page}")

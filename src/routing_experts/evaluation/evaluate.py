@@ -4,15 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from routing_experts.evaluation.controls import most_skipped, random_routes, static_routes
+from routing_experts.evaluation.paired import mutual_information, paired_difference
 from routing_experts.evaluation.questions import Question, records_of
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.inference.generate import answer
 from routing_experts.models.convert import is_routed
 from routing_experts.models.options import RoutingOptions
-from routing_experts.records import Routed, Skipping, Static, SweepPoint, TaskResult
+from routing_experts.records import MAX_ROUTES, RouteCount, Routed, Skipping, Static, SweepPoint, TaskResult
 
 MAX_NEW_TOKENS = 16
 SWEEP_BIASES = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
@@ -95,18 +97,39 @@ def sweep_bias(
 
 
 def task_results(dense: Evaluation, routed: Evaluation) -> dict[str, TaskResult]:
-    """Each task's accuracies and what it skipped."""
+    """Each task's accuracies, their paired difference, and what it skipped."""
     dense_tasks = dense.by_task()
-    return {
-        task: TaskResult(
+    found = {}
+    for task, part in routed.by_task().items():
+        difference = paired_difference(np.array([part.right]), np.array([dense_tasks[task].right]))
+        found[task] = TaskResult(
             questions=len(part.answers),
             dense=dense_tasks[task].accuracy,
             routed=part.accuracy,
             skip_rate=part.skip_rate,
             layer_skip_rates=part.layer_skip_rates,
+            low=difference.low,
+            high=difference.high,
         )
-        for task, part in routed.by_task().items()
-    }
+    return found
+
+
+def route_counts(routed: Evaluation) -> list[RouteCount]:
+    """The commonest routes, with how many questions took each and the share of them answered right."""
+    rows: dict[tuple[bool, ...], list[bool]] = {}
+    for given, right in zip(routed.answers, routed.right, strict=True):
+        rows.setdefault(given.route, []).append(right)
+    commonest = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_ROUTES]
+    return [RouteCount(_keeps(route), len(rights), sum(rights) / len(rights)) for route, rights in commonest]
+
+
+def _keeps(route: tuple[bool, ...]) -> str:
+    return "".join("1" if keep else "0" for keep in route)
+
+
+def information(routed: Evaluation) -> float:
+    """Bits that a question's route tells about its task."""
+    return mutual_information([q.task for q in routed.questions], [a.route for a in routed.answers])
 
 
 def scores(comparison: Comparison) -> tuple[Routed, Static, Skipping]:

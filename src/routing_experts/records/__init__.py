@@ -5,10 +5,12 @@ from routing_experts.records.environment import environment
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log
 from routing_experts.records.results import (
     CALIBRATION_NAME,
+    MAX_ROUTES,
     RESULTS_NAME,
     Calibration,
     Dense,
     Results,
+    RouteCount,
     Routed,
     Score,
     Skipping,
@@ -23,6 +25,7 @@ from routing_experts.records.study import STUDY_NAME, Contrast, StudyRecord, Stu
 __all__ = [
     "CALIBRATION_NAME",
     "LOG_NAME",
+    "MAX_ROUTES",
     "RESULTS_NAME",
     "STUDY_NAME",
     "Calibration",
@@ -33,6 +36,7 @@ __all__ = [
     "LogLine",
     "Positive",
     "Results",
+    "RouteCount",
     "Routed",
     "Score",
     "Seconds",

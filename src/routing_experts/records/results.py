@@ -1,7 +1,7 @@
 """``results.json``: what a run's evaluation measured."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,6 +9,7 @@ from routing_experts.errors import ReportError
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, write_text
 
 RESULTS_NAME = "results.json"
+MAX_ROUTES = 32
 CALIBRATION_NAME = "calibration.json"
 
 
@@ -78,13 +79,28 @@ class Speed(Entry):
 
 @dataclass(frozen=True)
 class TaskResult(Entry):
-    """One task's questions: accuracy dense and routed, and what the routers skipped."""
+    """One task's questions: accuracy dense and routed, and what the routers skipped.
+
+    Attributes:
+        low, high: the paired 95 % interval of routed minus dense.
+    """
 
     questions: Positive
     dense: Share
     routed: Share
     skip_rate: Share
     layer_skip_rates: list[Share]
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class RouteCount(Entry):
+    """A route and the questions that took it; ``keeps`` has a character a layer, "1" where it ran."""
+
+    keeps: str
+    questions: Positive
+    right: Share
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,8 @@ class Results(Entry):
     Attributes:
         tuned: the base model fine-tuned on the same records for as many steps; None if that was not trained.
         calibration: of the gate bias; None if the model answers as it was trained.
+        routes: those that questions took, the commonest first; ``MAX_ROUTES`` at most.
+        route_information: bits that a question's route tells about its task.
     """
 
     base: Score
@@ -138,6 +156,8 @@ class Results(Entry):
     recipe: str
     num_layers: Positive
     calibration: Calibration | None = None
+    routes: list[RouteCount] = field(default_factory=list)
+    route_information: float | None = None
 
     def checked_dict(self) -> dict[str, Any]:
         """Plain values for JSON; ``ReportError`` if one could not be read back."""
@@ -167,6 +187,9 @@ class Results(Entry):
         for where, by_layer in rates.items():
             if len(by_layer) != results.num_layers:
                 raise misfit(where, by_layer, f"one rate for each of num_layers={results.num_layers} layers")
+        for i, route in enumerate(results.routes):
+            if len(route.keeps) != results.num_layers or set(route.keeps) - {"0", "1"}:
+                raise misfit(f"routes[{i}].keeps", route.keeps, f"{results.num_layers} characters 0 or 1")
         if max(results.static.skipped_layers, default=0) >= results.num_layers:
             raise misfit("static.skipped_layers", results.static.skipped_layers, f"layers below {results.num_layers}")
         if results.dense.source == "tuned" and results.tuned is None:

@@ -1,8 +1,18 @@
 """Tables, figures and the page that a run's records become. Reads records, never torch."""
 
+from routing_experts.reports.compare import write_comparison
 from routing_experts.reports.html import write_report
-from routing_experts.reports.study import print_study, study_markdown
+from routing_experts.reports.study import print_study, study_markdown, write_study_report
 from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_results, results_markdown
 
-__all__ = ["calibration_line", "print_results", "print_study", "results_markdown", "study_markdown", "write_report"]
+__all__ = [
+    "calibration_line",
+    "print_results",
+    "print_study",
+    "results_markdown",
+    "study_markdown",
+    "write_comparison",
+    "write_report",
+    "write_study_report",
+]

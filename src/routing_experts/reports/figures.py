@@ -42,14 +42,14 @@ def draw_layers(results: Results, look: Look) -> Figure:
     """Heat map of skip rates: a row a task, a column a layer; the first row is all questions together."""
     rows = [("all questions", results.routed.layer_skip_rates, results.routed.skip_rate)]
     rows += [(name, task.layer_skip_rates, task.skip_rate) for name, task in results.tasks.items()]
-    figure = _figure(look, 1.25 + 0.29 * len(rows))
+    figure = blank_figure(look, 1.25 + 0.29 * len(rows))
     axes = figure.add_subplot()
     tops = [0.0] + [i + 0.35 for i in range(1, len(rows))]  # a gap below the summary row
     for top, (_, rates, _) in zip(tops, rows, strict=True):
         edges = np.arange(results.num_layers + 1) - 0.5
         cells = axes.pcolormesh(edges, [top, top + 1], [rates], cmap=look.colours, vmin=0, vmax=1)
         cells.set(edgecolor=look.paper, linewidth=1.2 if results.num_layers <= 40 else 0.4)
-    _style(axes, look, grid=False)
+    style_axes(axes, look, grid=False)
     axes.set(xlim=(-0.5, results.num_layers - 0.5), ylim=(tops[-1] + 1, 0), xlabel="decoder layer")
     axes.set_yticks([top + 0.5 for top in tops], [plain(name) for name, _, _ in rows])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if look.narrow else 17, integer=True))
@@ -69,9 +69,9 @@ def draw_layers(results: Results, look: Look) -> Figure:
 
 def draw_tradeoff(results: Results, look: Look) -> Figure:
     """Accuracy against skip rate as the keep bias sweeps, with dense, static and random skipping beside it."""
-    figure = _figure(look, 3.2 if look.narrow else 3.9)
+    figure = blank_figure(look, 3.2 if look.narrow else 3.9)
     axes = figure.add_subplot()
-    _style(axes, look)
+    style_axes(axes, look)
     sweep = sorted(results.sweep, key=lambda point: point.keep_bias)
     track = [(100 * point.skip_rate, 100 * point.accuracy) for point in sweep]
     axes.plot(*zip(*track, strict=True), color=look.routed, linewidth=1.6, marker="o", markersize=4, zorder=3)
@@ -104,10 +104,10 @@ def draw_tradeoff(results: Results, look: Look) -> Figure:
 def draw_training(log: Sequence[LogLine], look: Look) -> Figure:
     """Cross-entropy and, where a stage routes, the skip rate with its target, on a background of stages."""
     has_rates = any(line.skip_rate is not None for line in log)
-    figure = _figure(look, (4.4 if has_rates else 2.7) - (0.4 if look.narrow else 0))
+    figure = blank_figure(look, (4.4 if has_rates else 2.7) - (0.4 if look.narrow else 0))
     panels = figure.subplots(2 if has_rates else 1, 1, sharex=True, squeeze=False)[:, 0]
     for axes in panels:
-        _style(axes, look)
+        style_axes(axes, look)
         _shade_stages(axes, log, look, named=axes is panels[0])
     _plot_by_stage(panels[0], log, [line.ce for line in log], look.routed)
     panels[0].set_ylabel("cross-entropy (nats)")
@@ -139,11 +139,13 @@ def plain(text: str) -> str:
     return one_line.replace("$", r"\$")
 
 
-def _figure(look: Look, height: float) -> Figure:
+def blank_figure(look: Look, height: float) -> Figure:
+    """An empty figure of a look's width; ``height`` is in inches."""
     return Figure(figsize=(look.width, height), dpi=100, facecolor=look.paper, layout="constrained")
 
 
-def _style(axes: Axes, look: Look, grid: bool = True) -> None:
+def style_axes(axes: Axes, look: Look, grid: bool = True) -> None:
+    """A look's colours and sizes."""
     axes.set_facecolor(look.paper)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(look.line)

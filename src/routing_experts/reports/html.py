@@ -1,22 +1,16 @@
 """A run's page: one HTML file that holds its own figures and styles, and asks nothing of the network."""
 
-import base64
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-
 from routing_experts.errors import ReportError
 from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
-from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, save_figure, smoothing_window
+from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, smoothing_window
 from routing_experts.reports.gallery import GALLERY_NAME, MAX_SHOWN, GalleryItem, layers_in_words, load_gallery
-from routing_experts.reports.palette import LOOKS, Look
+from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, data_uri, drawing_of, render
+from routing_experts.reports.routes import MAX_BARS, draw_routes
 from routing_experts.reports.summary import (
     by_task,
     comparison,
@@ -29,19 +23,7 @@ from routing_experts.reports.summary import (
     times,
 )
 
-REPORT_NAME = "report.html"
-FIGURES_FOLDER = "figures"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure on the page; ``sources`` are data URIs by look, and without them ``text`` says what is missing."""
-
-    title: str
-    text: str
-    alternative: str = ""
-    sources: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,13 +58,10 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _page(results: Results, drawings: dict[str, Drawing], exhibits: list[Exhibit]) -> str:
-    resources = files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
-        css=Markup(resources.joinpath("report.css").read_text(encoding="utf-8")),
+    return render(
+        "report.html.jinja",
+        title=results.recipe,
         headline=headline(results),
-        recipe=results.recipe,
         date=str(results.environment.get("date", ""))[:10],
         tiles=_tiles(results),
         comparison=comparison(results),
@@ -112,7 +91,7 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
     window = smoothing_window(len(log))
     lost = sum(line.ce is None for line in log)
     return [
-        _drawing(
+        drawing_of(
             folder,
             "layers",
             partial(draw_layers, results) if results.tasks else None,
@@ -121,7 +100,7 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
             f"Heat map of skip rates: {len(results.tasks)} tasks by {results.num_layers} layers. "
             + "; ".join(f"{name} {percent(task.skip_rate)}" for name, task in results.tasks.items()),
         ),
-        _drawing(
+        drawing_of(
             folder,
             "tradeoff",
             partial(draw_tradeoff, results) if results.sweep else None,
@@ -131,7 +110,7 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
             "Accuracy against layers skipped. "
             + "; ".join(f"{percent(one.accuracy)} at {percent(one.skip_rate)} skipped" for one in results.sweep),
         ),
-        _drawing(
+        drawing_of(
             folder,
             "training",
             partial(draw_training, log) if log else None,
@@ -141,19 +120,18 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
             f"Not drawn: the run has no {LOG_NAME}, or an empty one.",
             f"Cross-entropy and skip rate by step; stages: {stages}.",
         ),
+        drawing_of(
+            folder,
+            "routes",
+            partial(draw_routes, results) if results.routes else None,
+            f"The commonest of the routes that questions took, up to {MAX_BARS}: filled cells ran; the bar is the "
+            "share of questions, the figure beside it how many of them were answered right.",
+            f"Not drawn: {RESULTS_NAME} has no routes.",
+            "; ".join(
+                f"{layers_in_words([k == '1' for k in one.keeps])} {one.questions}" for one in results.routes[:5]
+            ),
+        ),
     ]
-
-
-def _drawing(
-    folder: Path, name: str, draw: Callable[[Look], Figure] | None, caption: str, missing: str, alternative: str
-) -> Drawing:
-    if draw is None:
-        for look in LOOKS:  # an earlier report's
-            (folder / f"{name}{look.suffix}.png").unlink(missing_ok=True)
-        return Drawing(name, missing)
-    folder.mkdir(exist_ok=True)
-    paths = save_figure(draw, folder, name)
-    return Drawing(name, caption, alternative, {suffix: _data_uri(path.read_bytes()) for suffix, path in paths.items()})
 
 
 def _exhibits(run_dir: Path, results: Results) -> list[Exhibit]:
@@ -189,8 +167,4 @@ def _picture(run_dir: Path, name: str, where: str) -> str:
         ) from error
     if not content.startswith(PNG_SIGNATURE):
         raise ReportError(f"{where} is {name!r}, which is no PNG. Save the picture as PNG.")
-    return _data_uri(content)
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return data_uri(content)

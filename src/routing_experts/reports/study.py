@@ -1,11 +1,24 @@
 """A study's record as tables: arms by skip rate, and paired differences; on the console and as Markdown."""
 
+from functools import partial
+from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
 
-from routing_experts.records import Contrast, StudyRecord, StudyRun
-from routing_experts.reports.summary import NONE, Grid, percent, points
+from routing_experts.records import (
+    LOG_NAME,
+    STUDY_NAME,
+    Contrast,
+    LogLine,
+    StudyRecord,
+    StudyRun,
+    read_log,
+    write_text,
+)
+from routing_experts.reports.many import draw_arms, draw_curves
+from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, drawing_of, render
+from routing_experts.reports.summary import NONE, Grid, percent, points, span
 from routing_experts.reports.table import markdown_table, rich_table
 
 
@@ -52,6 +65,48 @@ def study_markdown(study: StudyRecord) -> str:
     return "\n\n".join(markdown_table(grid) for grid in study_grids(study)) + "\n"
 
 
+def write_study_report(folder: Path) -> Path:
+    """Writes ``report.html`` for a study's folder: tables, accuracies of all seeds, and their training curves.
+
+    Raises:
+        ReportError: if ``study.json`` is missing or does not fit.
+    """
+    study = StudyRecord.load(folder / STUDY_NAME)
+    logs: dict[str, dict[str, list[LogLine]]] = {}
+    for path in sorted(folder.glob(f"*/seed-*/{LOG_NAME}")):
+        logs.setdefault(path.parts[-3], {})[path.parts[-2]] = read_log(path)
+    figures = folder / FIGURES_FOLDER
+    drawings = [
+        drawing_of(
+            figures,
+            "Accuracy by skip rate",
+            partial(draw_arms, study),
+            "A mark a seed, a bar at the mean; dashed: the base model, not trained further.",
+            "Not drawn.",
+            "; ".join(f"{run.arm} seed {run.seed}: {percent(run.accuracy)}" for run in study.runs),
+        ),
+        drawing_of(
+            figures,
+            "Curves of every seed",
+            partial(draw_curves, logs) if logs else None,
+            "A colour an arm, a dash a seed. Cross-entropy is logarithmic.",
+            "Not drawn: the folder holds no training logs.",
+            "Training curves of " + ", ".join(logs),
+        ),
+    ]
+    page = render(
+        "many.html.jinja",
+        title=f"study {study.name}",
+        date=str(study.environment.get("date", ""))[:10],
+        headline=f"{len({run.arm for run in study.runs})} contenders, {len(study.runs)} runs, "
+        f"{study.questions:,} questions each",
+        grids=study_grids(study),
+        drawings=drawings,
+    )
+    write_text(folder / REPORT_NAME, page)
+    return folder / REPORT_NAME
+
+
 def _arm_row(arm: str, runs: list[StudyRun]) -> tuple[str, ...]:
     raw = [run.raw_skip_rate for run in runs if run.raw_skip_rate is not None]
     return (
@@ -70,6 +125,6 @@ def _difference_row(contrast: Contrast) -> tuple[str, ...]:
         f"{contrast.first} − {contrast.second}",
         percent(contrast.wanted),
         points(contrast.difference),
-        f"{points(contrast.low)} to {points(contrast.high)}",
+        span(contrast.low, contrast.high),
         " / ".join(points(value) for value in contrast.by_seed),
     )

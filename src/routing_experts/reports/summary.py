@@ -84,11 +84,16 @@ def by_task(results: Results) -> Grid:
             percent(task.dense),
             percent(task.routed),
             points(task.routed - task.dense),
+            NONE if task.low is None or task.high is None else span(task.low, task.high),
             percent(task.skip_rate),
         )
         for name, task in results.tasks.items()
     )
-    return Grid("By task", ("task", "questions", "dense", "routed", "to dense, points", "layers skipped"), rows)
+    columns = ("task", "questions", "dense", "routed", "to dense, points", "95 % interval, paired", "layers skipped")
+    note = ""
+    if results.route_information is not None:
+        note = f"Which route a question takes tells {results.route_information:.2f} bits about its task."
+    return Grid("By task", columns, rows, note=note)
 
 
 def speed(results: Results, ranges: bool = True) -> Grid:
@@ -164,6 +169,11 @@ def points(difference: float) -> str:
     """A difference of shares in percentage points, signed; what rounds to zero has no sign."""
     text = f"{abs(100 * difference):.1f}"
     return text if text == "0.0" else ("+" if difference > 0 else MINUS) + text
+
+
+def span(low: float, high: float) -> str:
+    """An interval of differences in points, as ``−1.0 to +0.3``."""
+    return f"{points(low)} to {points(high)}"
 
 
 def times(factor: float) -> str:
