@@ -85,7 +85,7 @@ class RoEConfig:
     num_unrouted_layers: int = 1
     text_span: str = "last_question"
     sparsity_loss_coef: float = 1.0
-    sparsity_scope: str = "example"
+    sparsity_scope: str = "run"
     ce_sharpness: float = 5.0
     routing_token_std: float = 0.02
     keep_bias: float = 0.0
@@ -218,6 +218,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adapter_init": "xavier",
         "gate": "softmax",
         "num_unrouted_layers": 0,
+        "sparsity_scope": "example",
         "text_span": "history",
     },
 }

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 something the user can mend, 2 wrong usage, 130 interrupte
 import errno
 import sys
 import traceback
+from contextlib import redirect_stdout
 from typing import Annotated, NoReturn
 
 import typer
@@ -67,7 +68,8 @@ def _options(
 ) -> None:
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other: give one.")
-    context.obj = Output(quiet=quiet, verbose=verbose)
+    context.obj = Output(quiet=quiet, verbose=verbose, stdout=sys.stdout)
+    context.with_resource(redirect_stdout(sys.stderr))
 
 
 def run() -> None:

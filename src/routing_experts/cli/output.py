@@ -8,7 +8,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import click
 import typer
@@ -21,15 +21,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, 
 
 @dataclass(frozen=True)
 class Output:
-    """A command's manner of speaking, from the options before the verb."""
+    """A command's manner of speaking, from the options before the verb.
+
+    Attributes:
+        quiet, verbose: as asked.
+        stdout: where results go; what libraries print goes to standard error instead, or it would spoil JSON.
+    """
 
     quiet: bool = False
     verbose: bool = False
+    stdout: TextIO | None = None
 
     @property
     def results(self) -> Console:
         """For what was asked for."""
-        return Console(highlight=False)
+        return Console(file=self.stdout, highlight=False)
 
     @property
     def progress(self) -> Console:
@@ -63,7 +69,7 @@ def start() -> Output:
 
 def print_json(value: Any) -> None:
     """A value for programs: JSON on standard output, nothing else."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+    typer.echo(json.dumps(value, indent=2, allow_nan=False), file=current_output().stdout)
 
 
 def write_json(value: Any, target: Path, output: Output, name: str) -> None:

@@ -1,0 +1,152 @@
+"""What a run's folder is guarded against: other recipes, second runs, full disks, folders that cannot be written."""
+
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs import quiet_run, recipe, weights
+
+from routing_experts.errors import TrainingError
+from routing_experts.models.load import from_pretrained
+from routing_experts.training import trainer
+from routing_experts.training.folder import RunFolder, keep_newest, last_complete, mark_complete, remove_incomplete
+
+HOLD = """
+import sys
+from routing_experts.training.folder import RunFolder
+with RunFolder(sys.argv[1]).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def checkpoint(folder: Path, step: int, whole: bool = True) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(b"x")
+    if whole:
+        mark_complete(path, {"mean_skip_rate": None})
+    return path
+
+
+def test_only_whole_checkpoints_count_and_the_newest_by_step_is_last(tmp_path):
+    checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 10)
+    torn = checkpoint(tmp_path, 11, whole=False)
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
+    remove_incomplete(tmp_path)
+    assert not torn.exists()
+    assert last_complete(tmp_path / "nowhere") is None
+
+
+def test_the_limit_keeps_the_newest(tmp_path):
+    for step in (2, 10, 9):
+        checkpoint(tmp_path, step)
+    keep_newest(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_run_keeps_as_many_checkpoints_as_it_was_told(limit, tmp_path):
+    quiet_run(recipe(tmp_path, steps=6, save_steps=1, save_total_limit=limit))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == limit
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_holds_it(tmp_path):
+    """Guards against two runs that overwrite each other; the lock dies with its process."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(TrainingError, match="another process trains there"):
+            quiet_run(recipe(tmp_path))
+    finally:
+        holder.kill()
+        holder.wait()
+    assert quiet_run(recipe(tmp_path)).folder.is_dir()
+
+
+def test_another_recipe_s_run_is_refused_by_its_settings(tmp_path):
+    """Guards `--resume` with changed settings: the differing one is named, and nothing is lost."""
+    quiet_run(recipe(tmp_path))
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"training.learning_rate: 0.001 there, 0.002 asked for"):
+        quiet_run(recipe(tmp_path, learning_rate=2e-3))
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert quiet_run(recipe(tmp_path, learning_rate=2e-3), restart=True).folder.is_dir()
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["training"]["learning_rate"] == 2e-3
+
+
+def test_settings_that_change_no_weight_may_differ(tmp_path):
+    first = recipe(tmp_path / "a")
+    quiet_run(first)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = replace(first, output=str(tmp_path / "b"), training=replace(first.training, save_steps=1))
+    assert quiet_run(moved).folder == tmp_path / "b" / "model"
+
+
+def test_a_damaged_note_of_the_recipe_is_named(tmp_path):
+    quiet_run(recipe(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"run.json does not say which recipe"):
+        quiet_run(recipe(tmp_path))
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(TrainingError, match=r"checkpoints but no run.json"):
+        quiet_run(recipe(tmp_path))
+
+
+def test_a_full_disk_loses_nothing_that_was_whole(tmp_path, monkeypatch):
+    """Guards a save that fails half way: its folder goes, the one before stays, and the run goes on from it."""
+    whole = quiet_run(recipe(tmp_path / "whole", steps=6))
+    real = trainer.RoETrainer._save_optimizer_and_scheduler
+
+    def fails(self, output_dir):
+        if self.state.global_step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, output_dir)
+
+    cut = recipe(tmp_path / "cut", steps=6, save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.RoETrainer, "_save_optimizer_and_scheduler", fails)
+        with pytest.raises(TrainingError, match=r"No space left.*checkpoint-3 is whole and stays.*same command"):
+            quiet_run(cut)
+    assert last_complete(RunFolder(cut.output).checkpoints) == tmp_path / "cut" / "checkpoints" / "checkpoint-3"
+    assert not (tmp_path / "cut" / "checkpoints" / "checkpoint-4").exists()
+    resumed = weights(quiet_run(cut).model)
+    assert all(value.equal(resumed[name]) for name, value in weights(whole.model).items())
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(tmp_path):
+    """The same on a small file system, through the command line."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs privileges")
+    try:
+        of = recipe(disk / "run", steps=6, save_steps=1)
+        with pytest.raises(TrainingError, match="could not be written"):
+            quiet_run(of)
+        whole = last_complete(RunFolder(of.output).checkpoints)
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        assert quiet_run(of).folder.is_dir()
+        assert from_pretrained(disk / "run" / "model") is not None
+        assert whole is None or int(whole.name.split("-")[1]) < 6
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
+    """Guards the command line: a path through a file, as a read-only place, is named without a traceback."""
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-W", "ignore", "-c", "from routing_experts.cli import main; main()", "train", "digits"]
+    ran = subprocess.run([*command, "--output", str(tmp_path / "file" / "run")], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert "Part of the path is a file" in ran.stderr
