@@ -87,7 +87,7 @@ class DigitsTask:
     seed: int = 0
     min_turns: int = 1
     max_turns: int = 3
-    text_share: float = 1 / 6
+    text_share: float = 0.15
     tasks: tuple[str, ...] = PICTURE_TASKS
     text_tasks: tuple[str, ...] = TEXT_TASKS
     num_digits: int = 4

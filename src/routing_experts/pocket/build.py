@@ -51,7 +51,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    task = DigitsTask(split="train", seed=0, text_share=1 / 8, tasks=FIRST_TASKS, text_tasks=FIRST_TEXT_TASKS)
+    task = DigitsTask(split="train", seed=0, text_share=0.125, tasks=FIRST_TASKS, text_tasks=FIRST_TEXT_TASKS)
     corpus = [text for i in range(2000) for turn in task[i].turns for text in (turn.question, turn.answer)]
     tokenizer.train_from_iterator(corpus, trainer)
     bos = SPECIAL_TOKENS[1]
