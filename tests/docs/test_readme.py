@@ -15,6 +15,8 @@ from routing_experts.config import RoEConfig
 from routing_experts.data.digits import DigitsTask
 from routing_experts.training.recipe import DataSettings, LoraSettings, Recipe, TrainingSettings, recipe_from_dict
 from routing_experts.training.schedule import Annealing, Stage
+from routing_experts.training.settings import build
+from routing_experts.training.study import Study
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "src" / "routing_experts" / "recipes"
@@ -98,9 +100,12 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @every_page
-def test_yaml_blocks_are_recipes(page: Path) -> None:
+def test_yaml_blocks_are_recipes_or_studies(page: Path) -> None:
     """Blocks may leave out what a recipe needs; what they do set must be right."""
     for code in blocks(page, "yaml"):
+        if "arms" in (study := yaml.safe_load(code)):
+            build(Study, study, "")
+            continue
         recipe_from_dict({"model": "pocket", "output": "runs/page", "data": {"records": 1}} | yaml.safe_load(code))
 
 

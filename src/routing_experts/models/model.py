@@ -87,9 +87,10 @@ def routing_context(
     options = options or RoutingOptions()
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     routed = config.layers_to_route(num_layers)
-    route = _route_without_routers(config, num_layers, options)
+    decides = "gate" not in training
+    route = _route_without_routers(config, num_layers, options) if decides else options.route
     route_BL = None if route is None else route_rows(route, len(segment_ids_BT), num_layers, routed)
-    if "gate" not in training:
+    if decides:
         narrow = open_history if config.text_span == "history" else only_last_question
         segment_ids_BT = narrow(segment_ids_BT)
     return RoutingContext.from_segments(
