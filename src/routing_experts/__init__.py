@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from routing_experts.models.load import from_pretrained
     from routing_experts.models.options import RoutingOptions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOME = {
     "RoEConfig": "config",
     "RoutedCache": "models.cache",

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 something the user can mend, 2 wrong usage, 130 interrupte
 import errno
 import sys
 import traceback
-from contextlib import redirect_stdout
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,7 +25,7 @@ from routing_experts.cli import (
     study,
     train,
 )
-from routing_experts.cli.output import Output
+from routing_experts.cli.output import Output, set_output
 from routing_experts.errors import RoutingExpertsError
 
 MENDABLE, INTERRUPTED = 1, 130
@@ -59,7 +58,6 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results alone, no progress.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="The libraries' messages, too, and tracebacks of errors.")
@@ -68,13 +66,12 @@ def _options(
 ) -> None:
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other: give one.")
-    context.obj = Output(quiet=quiet, verbose=verbose, stdout=sys.stdout)
-    context.with_resource(redirect_stdout(sys.stderr))
+    set_output(Output(quiet=quiet, verbose=verbose, stdout=sys.stdout))
 
 
 def run() -> None:
     """Runs the command line; a user's mistake is one message, never a traceback (but for ``--verbose``)."""
-    verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
+    verbose, stdout = bool({"-v", "--verbose"} & set(sys.argv[1:])), sys.stdout
     try:
         app()
     except RoutingExpertsError as error:
@@ -84,6 +81,8 @@ def run() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: nothing already written was lost.")
         sys.exit(INTERRUPTED)
+    finally:
+        sys.stdout = stdout
 
 
 def _fail(message: str, verbose: bool) -> NoReturn:

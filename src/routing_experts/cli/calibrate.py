@@ -37,7 +37,7 @@ def calibrate(
     say, source = start(), Path(model_folder(folder))
     found = calibrated(source, skip_rate, data, heldout or data, images, questions, say.progress, pick_device(device))
     if json:
-        print_json(found.to_dict())
+        print_json(found.to_dict(), say)
     else:
         say.results.print(calibration_line(found))
     write_json(found.to_dict(), source / CALIBRATION_NAME, say, "calibration")

@@ -32,7 +32,7 @@ def convert(
     routed = convert_model(load_base(model), config, processor)
     save_pretrained(routed, output, processor, base_weights)
     if json:
-        print_json({"model": str(output), "routed_layers": routed.roe_config.layers_to_route(_num_layers(routed))})
+        print_json({"model": str(output), "routed_layers": routed.roe_config.layers_to_route(_num_layers(routed))}, say)
         return
     say.results.print(f"model: {output}")
 
@@ -53,7 +53,7 @@ def families(json: AsJson = False) -> None:
 
     say = start()
     if json:
-        print_json({name: family.description for name, family in known_families().items()})
+        print_json({name: family.description for name, family in known_families().items()}, say)
         return
     table = Table("model type", "what it is", box=None)
     for family in known_families().values():

@@ -42,6 +42,6 @@ def export(
     write_card(output, model.roe_config, evaluated_results(folder), license_name)
     address = model.push_to_hub(push, processor=processor, license_name=license_name) if push else None
     if json:
-        print_json({"model": str(output), "pushed": address})
+        print_json({"model": str(output), "pushed": address}, say)
         return
     say.results.print(f"model: {output}" + (f"\npushed: {address}" if address else ""))

@@ -48,7 +48,7 @@ def generate(
     )
     given = next(iter(answers))
     if json:
-        print_json({"answer": given.text, "route": given.route, "skip_rate": given.skip_rate})
+        print_json({"answer": given.text, "route": given.route, "skip_rate": given.skip_rate}, say)
         return
     strip = "".join("■" if keep else "·" for keep in given.route)
     say.results.print(given.text, markup=False)

@@ -40,6 +40,6 @@ def import_checkpoint(
     model = import_official(checkpoint, load_base(base), config, markers, routing_tokens)
     save_pretrained(model, output, processor)
     if json:
-        print_json({"model": str(output)})
+        print_json({"model": str(output)}, say)
         return
     say.results.print(f"model: {output}")

@@ -5,12 +5,13 @@ moving bars are for terminals: rich leaves them out where output is piped, and f
 """
 
 import json
+import sys
 import warnings
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
-import click
 import typer
 from rich.console import Console
 
@@ -53,29 +54,31 @@ class Output:
         logging.disable_progress_bar()
 
 
-def current_output() -> Output:
-    """The running command's; plain where no command runs, as in tests of a verb's function."""
-    context = click.get_current_context(silent=True)
-    found = context.find_object(Output) if context is not None else None
-    return found or Output()
+_current: ContextVar[Output | None] = ContextVar("output", default=None)
+
+
+def set_output(output: Output) -> None:
+    """The manner of the command that is being run, from the options before its verb."""
+    _current.set(output)
 
 
 def start() -> Output:
-    """What every verb begins with: its output, and quiet libraries."""
-    output = current_output()
+    """What every verb begins with: quiet libraries, and standard output kept for results."""
+    output = _current.get() or Output(stdout=sys.stdout)
+    sys.stdout = sys.stderr  # until the command ends; see `app.run`
     output.hush()
     return output
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, output: Output) -> None:
     """A value for programs: JSON on standard output, nothing else."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False), file=current_output().stdout)
+    typer.echo(json.dumps(value, indent=2, allow_nan=False), file=output.stdout)
 
 
 def write_json(value: Any, target: Path, output: Output, name: str) -> None:
     """A record into a file, or to standard output where the file is ``-``."""
     if str(target) == "-":
-        print_json(value)
+        print_json(value, output)
         return
     write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
     output.progress.print(f"{name}: {target}")

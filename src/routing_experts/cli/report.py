@@ -31,7 +31,7 @@ def report(
             for folder in folders
         ]
     if json:
-        print_json({"reports": [str(page) for page in pages]})
+        print_json({"reports": [str(page) for page in pages]}, say)
         return
     for page in pages:
         say.results.print(f"report: {page}")

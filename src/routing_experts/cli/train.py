@@ -40,7 +40,7 @@ def train(
     settings = tuned_base(settings) if dense else settings
     trained = run_training(settings, say.progress, restart)
     if json:
-        print_json({"run": settings.output, "model": str(trained.folder)})
+        print_json({"run": settings.output, "model": str(trained.folder)}, say)
         return
     say.results.print(f"model: {trained.folder}")
 
