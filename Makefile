@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint format digits pocket clean
+.PHONY: help setup quickstart test test-slow lint format digits pocket study clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,12 @@ digits: setup ## train routing on the digits task, then evaluate it
 	$(BIN)/roe train digits
 	$(BIN)/roe evaluate runs/digits
 
-pocket: setup ## train the pocket model's weights anew, into runs/pocket
+pocket: setup ## train the pocket model's weights anew, into runs/pocket and runs/pocket_hard
 	$(BIN)/roe train pocket
+	$(BIN)/roe train pocket_hard
+
+study: setup ## train routing and its rivals on the digits, three seeds; hours, in shards of 50 minutes
+	$(BIN)/roe study digits --minutes 50
 
 clean: ## remove .venv, caches and build products; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

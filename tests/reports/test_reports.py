@@ -209,7 +209,7 @@ def test_console_and_markdown_say_the_same_and_take_texts_as_they_are():
     markdown = results_markdown(results)
     assert "<script>" not in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6, 7, 9}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6, 8, 9}
     for text in ("89.5", "routed", "1.29×", "200 ms (190–300)", "1.00 s"):
         assert text in printed.replace("\N{NO-BREAK SPACE}", " ")
         assert text in markdown

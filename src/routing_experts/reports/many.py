@@ -11,8 +11,8 @@ from routing_experts.records import LogLine, Results, StudyRecord
 from routing_experts.reports.figures import blank_figure, plain, style_axes
 from routing_experts.reports.palette import Look
 
-# Okabe and Ito's colours that stand out on light and dark paper alike; runs beyond them share the last.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+# After the look's own first colour, Okabe and Ito's that stand out on light and dark paper; the last is for all others.
+COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
@@ -22,7 +22,7 @@ def draw_budgets(runs: Mapping[str, Results], look: Look) -> Figure:
     axes = figure.add_subplot()
     style_axes(axes, look)
     for index, (name, results) in enumerate(runs.items()):
-        colour = _colour(index)
+        colour = _colour(index, look)
         sweep = sorted(results.sweep, key=lambda point: point.keep_bias)
         axes.plot(
             [100 * point.skip_rate for point in sweep],
@@ -47,7 +47,7 @@ def draw_curves(logs: Mapping[str, Mapping[str, Sequence[LogLine]]], look: Look)
         style_axes(axes, look)
     for index, (group, runs) in enumerate(logs.items()):
         for number, log in enumerate(runs.values()):
-            style = {"color": _colour(index), "linewidth": 1.1, "linestyle": DASHES[number % len(DASHES)]}
+            style = {"color": _colour(index, look), "linewidth": 1.1, "linestyle": DASHES[number % len(DASHES)]}
             label = plain(group) if number == 0 else None
             known = [(line.step, line.ce) for line in log if line.ce is not None]
             routed = [(line.step, 100 * line.skip_rate) for line in log if line.skip_rate is not None]
@@ -74,7 +74,7 @@ def draw_arms(study: StudyRecord, look: Look) -> Figure:
             [100 * run.skip_rate + shift for run in runs],
             [100 * run.accuracy for run in runs],
             "o",
-            color=_colour(index),
+            color=_colour(index, look),
             markersize=5,
             alpha=0.75,
             label=plain(name),
@@ -82,7 +82,9 @@ def draw_arms(study: StudyRecord, look: Look) -> Figure:
         for wanted in {run.wanted for run in runs}:
             same = [run for run in runs if run.wanted == wanted]
             middle = 100 * mean(run.skip_rate for run in same) + shift
-            axes.hlines(100 * mean(run.accuracy for run in same), middle - 0.5, middle + 0.5, color=_colour(index))
+            axes.hlines(
+                100 * mean(run.accuracy for run in same), middle - 0.5, middle + 0.5, color=_colour(index, look)
+            )
     axes.axhline(100 * study.base_accuracy, color=look.faint, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="decoder layers skipped (%)", ylabel="accuracy (%)")
@@ -94,8 +96,8 @@ def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _colour(index: int) -> str:
-    return COLOURS[min(index, len(COLOURS) - 1)]
+def _colour(index: int, look: Look) -> str:
+    return look.routed if index == 0 else COLOURS[min(index, len(COLOURS)) - 1]
 
 
 def _legend(axes: Axes, look: Look) -> None:

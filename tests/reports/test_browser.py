@@ -1,0 +1,119 @@
+"""Pages in a real browser: light and dark, on a desk and on a phone, whole and without a word of complaint."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_reports import results_values, write_gallery, write_log
+
+from routing_experts.records import LOG_NAME, StudyRecord, StudyRun
+from routing_experts.reports import write_comparison, write_report, write_study_report
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+SCREENS = {"desk": (1200, 900), "phone": (375, 740)}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+def run_folder(folder: Path) -> Path:
+    folder.mkdir()
+    routes = [{"keeps": "1011", "questions": 60, "right": 0.9}, {"keeps": "1111", "questions": 40, "right": 0.88}]
+    (folder / "results.json").write_text(json.dumps(results_values() | {"routes": routes, "route_information": 1.5}))
+    write_log(folder / LOG_NAME)
+    write_gallery(folder)
+    return folder
+
+
+def study_folder(folder: Path) -> Path:
+    runs = []
+    for arm in ("routed", "static"):
+        for seed in (0, 1):
+            write = folder / f"{arm}-25" / f"seed-{seed}"
+            write.mkdir(parents=True)
+            write_log(write / LOG_NAME)
+            runs.append(
+                StudyRun(
+                    arm=arm,
+                    seed=seed,
+                    wanted=0.25,
+                    accuracy=0.5,
+                    skip_rate=0.25,
+                    raw_skip_rate=None,
+                    keep_bias=None,
+                    right="10",
+                    layer_skip_rates=[0.0, 0.5],
+                    task_accuracy={"sum": 0.5},
+                    task_skip_rate={"sum": 0.25},
+                    route_information=0.0,
+                    varied_layers=0.5,
+                    training_seconds=1.0,
+                    steps=3,
+                )
+            )
+    StudyRecord("digits", {}, 0.9, 2, 0, runs, [], {"date": "2026-01-01"}).save(folder / "study.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    first, second = run_folder(folder / "first"), run_folder(folder / "second")
+    return {
+        "run": write_report(first),
+        "comparison": write_comparison([first, second], folder / "both"),
+        "study": write_study_report(study_folder(folder / "study")),
+    }
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("kind", ["run", "comparison", "study"])
+def test_a_page_is_whole_in_the_browser(kind, screen, scheme, browser, pages):
+    """Guards what its reader sees: every picture loads, nothing overflows, the ground follows the scheme."""
+    width, height = SCREENS[screen]
+    tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    complaints: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(pages[kind].as_uri())
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    pictures = tab.eval_on_selector_all("img", "all => all.map(one => one.complete && one.naturalWidth > 0)")
+    assert len(pictures) >= 2
+    assert all(pictures)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("document.querySelector('h1').getBoundingClientRect().height") > 20
+    shot = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))
+    assert (shot[5, 5] > 128) == (scheme == "light")
+    assert shot.std() > 8
+    tab.close()
+
+
+def test_routes_are_told_to_those_who_do_not_see_them(browser, pages):
+    tab = browser.new_page()
+    tab.goto(pages["run"].as_uri())
+    labels = tab.eval_on_selector_all(".route", "all => all.map(one => one.getAttribute('aria-label'))")
+    assert labels
+    assert all(label.startswith("Runs layers") for label in labels)
+    tab.close()
