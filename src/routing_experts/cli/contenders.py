@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from routing_experts.api import convert
 from routing_experts.cli.common import progress_bar
 from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
 from routing_experts.evaluation.evaluate import ask, information
-from routing_experts.evaluation.importance import layer_importance, least_important
+from routing_experts.evaluation.importance import layer_importance, least_harmful, least_important
 from routing_experts.evaluation.paired import paired_difference, varied_share
 from routing_experts.evaluation.questions import digits_questions
 from routing_experts.evaluation.scoring import Evaluation
@@ -26,6 +27,7 @@ from routing_experts.training.run import Trained, train
 from routing_experts.training.study import Study
 
 RUN_RECORD = "study_run.json"
+TRIAL_QUESTIONS = 300  # of each trial of a layer left out
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class Contest:
         if arm.control == "least_important":
             scores = layer_importance(self.base, self.processor, self.training_questions)
             layers = least_important(scores, self.routable)[:count]
+        if arm.control == "least_harmful":
+            dropping = convert(load_base(self.base.name_or_path), processor=self.processor)
+            few = self.training_questions[:TRIAL_QUESTIONS]
+            layers = least_harmful(dropping, self.processor, few, count, self.routable)
         return self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, layers)
 
     def _ask(self, job: Job, recipe: Recipe, trained: Trained) -> StudyRun:

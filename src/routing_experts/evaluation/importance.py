@@ -1,7 +1,8 @@
-"""How much a base model's decoder layers matter: the control that drops the least important ones asks this.
+"""How much a base model's decoder layers matter: controls that drop the same layers for everyone ask this.
 
-The score is one minus the mean cosine between what enters a layer and what leaves it ("block influence", Men et al.,
-"ShortGPT", 2024): a layer that hardly turns the hidden state is thought dispensable.
+Two ways to choose. By score: one minus the mean cosine between what enters a layer and what leaves it ("block
+influence", Men et al., "ShortGPT", 2024); a layer that hardly turns the hidden state is thought dispensable. Or by
+trial: drop, one after the other, the layer that costs the fewest right answers.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from routing_experts.evaluation.evaluate import ask
 from routing_experts.evaluation.questions import Question, records_of
 from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.families import family_of
+from routing_experts.models.options import RoutingOptions
 
 
 class _Turning:
@@ -60,3 +63,29 @@ def layer_importance(model: Any, processor: Any, questions: Sequence[Question], 
 def least_important(scores: Sequence[float], routable: Sequence[int]) -> list[int]:
     """Routable layers, the least important first; ties by index."""
     return sorted(routable, key=lambda layer: (scores[layer], layer))
+
+
+def least_harmful(
+    model: Any, processor: Any, questions: Sequence[Question], count: int, routable: Sequence[int]
+) -> list[int]:
+    """Layers dropped greedily: each time the one without which most questions are still answered right.
+
+    Args:
+        model: routed, with adapters that are still identities, so that skipping is dropping.
+        processor: the model's.
+        questions: of the training data.
+        count: how many layers to drop.
+        routable: those that may go.
+    """
+    num_layers = len(family_of(model).decoder_layers(model))
+    dropped: list[int] = []
+
+    def accuracy_without(layer: int) -> float:
+        route = torch.ones(num_layers, dtype=torch.bool)
+        route[[*dropped, layer]] = False
+        return ask(model, processor, questions, options=RoutingOptions(route=route)).accuracy
+
+    for _ in range(count):
+        left = [layer for layer in routable if layer not in dropped]
+        dropped.append(max(left, key=accuracy_without))
+    return dropped

@@ -13,7 +13,8 @@ from routing_experts.errors import ConfigError
 from routing_experts.training.recipe import SHIPPED, Recipe, load_recipe
 from routing_experts.training.settings import build, read_yaml
 
-CONTROLS = ("none", "dense", "most_skipped", "least_important", "random")
+CONTROLS = ("none", "dense", "most_skipped", "least_important", "least_harmful", "random")
+STATIC_CONTROLS = ("most_skipped", "least_important", "least_harmful")
 STUDIES = SHIPPED / "studies"
 
 
@@ -24,7 +25,7 @@ class Arm:
     Attributes:
         control: "none" for a routed model; "dense" is tuned without routes; "most_skipped" always skips the layers
             that the arm ``of`` skips most, with the same seed and rate; "least_important" those of the lowest
-            importance; "random" draws routes.
+            importance, "least_harmful" those without which the base answers most questions; "random" draws routes.
         of: the routed arm that "most_skipped" takes its layers from.
         set: settings by dotted path, laid over the study's.
         rates: which of the study's skip rates; all by default.
@@ -102,7 +103,7 @@ class Study:
         if arm.control == "dense":
             return replace(recipe, stages=load_recipe(self.recipe, {"stages": "dense"}).stages)
         roe = recipe.roe
-        if arm.control in ("most_skipped", "least_important"):
+        if arm.control in STATIC_CONTROLS:
             return replace(recipe, roe=replace(roe, gate="static", routed_layers=tuple(sorted(layers))))
         target = rate * num_layers / len(roe.layers_to_route(num_layers))
         if arm.control == "random":
