@@ -44,27 +44,50 @@ def written(folder: Path, name: str) -> Path:
     return path
 
 
-def in_a_save(run: Path) -> bool:
-    return any(not (path / "complete.json").is_file() for path in (run / "checkpoints").glob("checkpoint-*"))
+Moment = Callable[[], bool]
 
 
-def at_a_boundary(run: Path) -> bool:
-    return any((run / "checkpoints" / f"checkpoint-{step}" / "complete.json").is_file() for step in BOUNDARIES)
+def torn(run: Path) -> set[Path]:
+    return {path for path in (run / "checkpoints").glob("checkpoint-*") if not (path / "complete.json").is_file()}
 
 
-def in_the_last_save(run: Path) -> bool:
-    return any(run.glob(".model.*.partial"))
+def in_a_save(run: Path) -> Moment:
+    """A checkpoint is being written now: the run removes what earlier kills left before it trains."""
+    left = torn(run)
+
+    def now() -> bool:
+        found = torn(run)
+        left.intersection_update(found)
+        return bool(found - left)
+
+    return now
 
 
-def after(seconds: float) -> Callable[[Path], bool]:
-    begun = time.monotonic()
-    return lambda run: time.monotonic() - begun >= seconds
+def at_a_boundary(run: Path) -> Moment:
+    ends = [run / "checkpoints" / f"checkpoint-{step}" / "complete.json" for step in BOUNDARIES]
+    before = [end for end in ends if end.is_file()]
+    return lambda: any(end.is_file() for end in ends if end not in before)
 
 
-def kill_when(command: list[str], run: Path, moment: Callable[[Path], bool]) -> bool:
+def in_the_last_save(run: Path) -> Moment:
+    before = set(run.glob(".model.*.partial"))
+    return lambda: bool(set(run.glob(".model.*.partial")) - before)
+
+
+def after(seconds: float) -> Moment:
+    """So long after the process was started: while it imports, loads, trains or saves."""
+    begun: list[float] = []
+
+    def now() -> bool:
+        return time.monotonic() - begun[0] >= seconds if begun else bool(begun.append(time.monotonic()))
+
+    return now
+
+
+def kill_when(command: list[str], moment: Moment) -> bool:
     """Starts the command and kills it at a moment; false if it ended first."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not moment(run):
+    while process.poll() is None and not moment():
         time.sleep(0.0005)
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)
@@ -92,12 +115,12 @@ def test_twenty_kills_change_nothing(tmp_path):
     while sum(landed.values()) < KILLS:
         kind = rng.choice(["save", "save", "delay", "boundary", "model"])
         moments = {
-            "save": in_a_save,
+            "save": in_a_save(run),
             "delay": after(rng.uniform(3, 14)),
-            "boundary": at_a_boundary,
-            "model": in_the_last_save,
+            "boundary": at_a_boundary(run),
+            "model": in_the_last_save(run),
         }
-        if kill_when(command, run, moments[kind]):
+        if kill_when(command, moments[kind]):
             landed[kind] = landed.get(kind, 0) + 1
             whole_checkpoints_are_readable(run)
         else:  # finished: begin another run of the same recipe

@@ -123,6 +123,7 @@ def test_projector_and_vocabulary_come_over_and_the_tower_stays(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.pop("model.layers.2.adapter_MHA.conv_B.weight"), "lacks .*layers.2.skip_up"),
+        (lambda t: t.pop("lm_head.weight"), "lacks .*lm_head"),
         (lambda t: [t.pop(name) for name in list(t) if "conv_A" in name], "not trained with the authors' code"),
         (lambda t: t.update({"model.layers.0.strange": torch.zeros(3)}), "strange .* has no place"),
         (lambda t: t.update({"model.layers.0.self_attn.q_proj.weight": torch.zeros(3, 3)}), "was trained from another"),

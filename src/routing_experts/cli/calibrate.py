@@ -16,7 +16,7 @@ def calibrate(
         str, typer.Option(help="Training data: `digits` (training handwriting) or a file in LLaVA's JSON.")
     ] = "digits",
     heldout: Annotated[
-        str | None, typer.Option(help="Data to check the rate on: `digits` or a file; digits by default.")
+        str | None, typer.Option(help="Other data to check the rate on; for digits, held-out handwriting by default.")
     ] = None,
     images: Annotated[str | None, typer.Option(help="The folder that the files' image paths start from.")] = None,
     questions: Annotated[int, typer.Option(min=16, help="How many to measure rates on.")] = 1000,
@@ -35,7 +35,16 @@ def calibrate(
     from routing_experts.reports import calibration_line
 
     say, source = start(), Path(model_folder(folder))
-    found = calibrated(source, skip_rate, data, heldout or data, images, questions, say.progress, pick_device(device))
+    found = calibrated(
+        source,
+        skip_rate,
+        data,
+        heldout or (data if data == "digits" else None),
+        images,
+        questions,
+        say.progress,
+        pick_device(device),
+    )
     if json:
         print_json(found.to_dict(), say)
     else:

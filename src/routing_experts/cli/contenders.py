@@ -12,6 +12,7 @@ from rich.console import Console
 
 from routing_experts.api import convert
 from routing_experts.cli.common import progress_bar
+from routing_experts.config import RoEConfig
 from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
 from routing_experts.evaluation.evaluate import ask, information
@@ -40,7 +41,7 @@ class Job:
 
     def folder(self, output: Path) -> Path:
         """Where the run lies."""
-        return output / f"{self.arm}-{100 * self.rate:.0f}" / f"seed-{self.seed}"
+        return output / f"{self.arm}-{100 * self.rate:.4g}" / f"seed-{self.seed}"
 
 
 def jobs_of(study: Study) -> list[Job]:
@@ -114,7 +115,8 @@ class Contest:
             scores = layer_importance(self.base, self.processor, self.training_questions)
             layers = least_important(scores, self.routable)[:count]
         if arm.control == "least_harmful":
-            dropping = convert(load_base(self.base.name_or_path), processor=self.processor)
+            identity = RoEConfig(routed_layers=self.routable, adapter_init="zero")
+            dropping = convert(load_base(self.base.name_or_path), identity, self.processor)
             few = self.training_questions[:TRIAL_QUESTIONS]
             layers = least_harmful(dropping, self.processor, few, count, self.routable)
         return self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, layers)

@@ -31,6 +31,7 @@ def export(
     from routing_experts.cli.common import evaluated_results, model_folder
     from routing_experts.cli.output import print_json, start
     from routing_experts.models.card import write_card
+    from routing_experts.models.hub import push_folder
     from routing_experts.models.load import from_pretrained, load_processor
 
     say = start()
@@ -40,7 +41,7 @@ def export(
     processor = load_processor(source if has_processor or base is None else base)
     save_pretrained(model, output, processor, base_weights=not parts_only)
     write_card(output, model.roe_config, evaluated_results(folder), license_name)
-    address = model.push_to_hub(push, processor=processor, license_name=license_name) if push else None
+    address = push_folder(output, push) if push else None
     if json:
         print_json({"model": str(output), "pushed": address}, say)
         return

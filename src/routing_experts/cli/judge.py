@@ -10,6 +10,7 @@ from rich.console import Console
 
 from routing_experts.cli.common import model_folder, progress_bar
 from routing_experts.cli.output import Output, write_json
+from routing_experts.errors import CheckpointError
 from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
 from routing_experts.evaluation.evaluate import (
     SWEEP_BIASES,
@@ -152,13 +153,15 @@ def calibrated(
     folder: Path,
     wanted: float,
     data: str,
-    heldout: str,
+    heldout: str | None,
     images: str | None,
     count: int,
     console: Console,
     device: torch.device,
 ) -> Calibration:
     """Finds the bias for a wanted skip rate, writes it into the model's folder, and checks it on held-out questions."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder here: the bias is written into one. Download the model first.")
     model, processor = from_pretrained(folder).to(device), load_processor(folder)
     if data == DIGITS:
         training = digits_questions(count, TRAINING_SEED, split="train")
@@ -167,8 +170,10 @@ def calibrated(
     meter = RateMeter(model, processor, training)
     with console.status("measuring skip rates …"):
         raw, found = meter.rate(0.0), find_bias(meter, wanted)
-        check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED))
-        heldout_raw, heldout_rate = check.rate(0.0), check.rate(found.keep_bias)
+        heldout_raw, heldout_rate = None, None
+        if heldout is not None:
+            check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED))
+            heldout_raw, heldout_rate = check.rate(0.0), check.rate(found.keep_bias)
     with_bias(model, found.keep_bias).roe_config.save(folder)
     return Calibration(
         wanted=wanted,

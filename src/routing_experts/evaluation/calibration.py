@@ -19,6 +19,7 @@ from routing_experts.models.cache import RoutedCache
 from routing_experts.models.options import RoutingOptions
 
 CLOSE_ENOUGH = 0.002  # of the skip rate; a few questions' worth of one layer
+TOO_FAR = 0.05  # beyond this, a bias is no answer to what was asked
 WIDEST = 64.0  # a bias beyond which no trained logit decides
 MAX_HALVINGS = 20
 Advance = Callable[[int], None]
@@ -102,6 +103,11 @@ def find_bias(meter: RateMeter, wanted: float, advance: Advance = lambda count: 
             skips_more = middle
         else:
             skips_less = middle
+    if abs(best.skip_rate - wanted) > TOO_FAR:
+        raise ConfigError(
+            f"skip rate {wanted}: no bias gives it; the nearest is {best.skip_rate:.3f} at {best.keep_bias:+.3f}, "
+            "since too many routers decide alike at once. Choose that rate, or train for the wanted one."
+        )
     return best
 
 

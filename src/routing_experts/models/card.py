@@ -19,16 +19,22 @@ def write_card(
         folder: of the model.
         config: its settings.
         results: scores, where it was evaluated.
-        license_name: an identifier such as ``apache-2.0``.
+        license_name: an identifier such as ``apache-2.0``; that of an earlier card stays.
     """
     path = folder / CARD_NAME
     if not is_hand_written(path):
-        write_text(path, model_card(config, results, license_name))
+        write_text(path, model_card(config, results, license_name or _license_of(path)))
 
 
 def is_hand_written(card: Path) -> bool:
     """Whether a card is there that this library did not write."""
     return card.is_file() and _MARK not in card.read_text(encoding="utf-8")
+
+
+def _license_of(card: Path) -> str | None:
+    """The license that an earlier card of ours names."""
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    return next((line.removeprefix("license: ") for line in lines if line.startswith("license: ")), None)
 
 
 def model_card(config: RoEConfig, results: Results | None = None, license_name: str | None = None) -> str:

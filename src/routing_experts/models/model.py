@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_experts.config import RoEConfig
+from routing_experts.config import CONTROL_GATES, RoEConfig
 from routing_experts.errors import RouteError
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.checkpoint import save_routed
@@ -105,8 +105,13 @@ def routing_context(
 
 def _route_without_routers(config: RoEConfig, num_layers: int, options: RoutingOptions) -> Tensor | None:
     """The route that a caller or a control's gate fixes; None where routers decide."""
-    if options.route is not None or options.keep_bias is not None:
+    if options.route is not None or options.keep_bias in (float("inf"), float("-inf")):
         return options.route
+    if config.gate in CONTROL_GATES and options.keep_bias is not None:
+        raise RouteError(
+            f"keep_bias={options.keep_bias} on a model with gate {config.gate!r}: a bias moves what routers decide, "
+            "and its were never trained. Leave it out, or give a route."
+        )
     if config.gate == "random":
         raise RouteError(
             "a model trained on random routes, called without a route: its routers were never trained. Pass "

@@ -156,10 +156,10 @@ def _routing_tokens(
 
 
 def _check_complete(model: Any, found: dict[str, Tensor], folder: str | Path) -> None:
-    """Every part of every layer that the authors' code trains must be there."""
-    own = model.state_dict()
-    needed = [name for name in own if name.startswith(f"{_decoder_prefix(own)}layers.")]
-    missing = [name for name in needed if name not in found]
+    """All that the authors' code trains must be there; only the vision tower, which it freezes, is the base's."""
+    tied = bool(getattr(model.config.get_text_config(decoder=True), "tie_word_embeddings", False))
+    needed = [name for name in model.state_dict() if "vision_tower" not in name]
+    missing = [name for name in needed if name not in found and not (tied and name == "lm_head.weight")]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {missing[:4]} ({len(missing)} in all): a shard may be missing, or the base have more "

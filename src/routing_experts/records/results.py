@@ -117,15 +117,15 @@ class Calibration(Entry):
     Attributes:
         wanted: share of all decoder layers.
         raw_skip_rate, skip_rate: without and with the bias, on ``questions`` of the training data.
-        heldout_raw_skip_rate, heldout_skip_rate: the same on held-out questions.
+        heldout_raw_skip_rate, heldout_skip_rate: the same on held-out questions, if any were given.
     """
 
     wanted: Share
     keep_bias: float
     raw_skip_rate: Share
     skip_rate: Share
-    heldout_raw_skip_rate: Share
-    heldout_skip_rate: Share
+    heldout_raw_skip_rate: Share | None
+    heldout_skip_rate: Share | None
     questions: Positive
 
 

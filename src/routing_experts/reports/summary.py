@@ -66,12 +66,13 @@ def comparison(results: Results) -> Grid:
         reference = (
             f"“Dense” is “{base_name if results.dense.source == 'base' else tuned_name}”, the better of the two."
         )
+    calibrated = f" {calibration_line(results.calibration)}" if results.calibration is not None else ""
     return Grid(
         "Results",
         ("model", "accuracy", "layers skipped", "to dense, points", "95 % interval"),
         tuple(rows),
         highlighted=highlighted,
-        note=f"{results.questions:,} questions, the same for every row. {reference}",
+        note=f"{results.questions:,} questions, the same for every row. {reference}{calibrated}",
     )
 
 
@@ -134,10 +135,14 @@ def surroundings(results: Results) -> Grid:
 
 def calibration_line(calibration: Calibration) -> str:
     """Raw and calibrated rates, on training data and on held-out questions, in one sentence."""
-    return (
+    rates = (
         f"Calibrated to {percent(calibration.wanted)} with a keep bias of {calibration.keep_bias:+.3f}: "
-        f"{percent(calibration.skip_rate)} skipped on training data ({percent(calibration.raw_skip_rate)} before), "
-        f"{percent(calibration.heldout_skip_rate)} on held-out questions "
+        f"{percent(calibration.skip_rate)} skipped on training data ({percent(calibration.raw_skip_rate)} before)"
+    )
+    if calibration.heldout_skip_rate is None or calibration.heldout_raw_skip_rate is None:
+        return f"{rates}; not checked on held-out questions."
+    return (
+        f"{rates}, {percent(calibration.heldout_skip_rate)} on held-out questions "
         f"({percent(calibration.heldout_raw_skip_rate)} before)."
     )
 

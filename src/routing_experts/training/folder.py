@@ -75,10 +75,10 @@ class RunFolder:
             self._clear()
         wanted = json.loads(json.dumps(recipe))
         started = self._read()
-        if started is None and last_complete(self.checkpoints) is not None:
+        if started is None and any(self.checkpoints.glob("checkpoint-*")):
             raise TrainingError(
-                f"{self.path} holds checkpoints but no {RUN_NAME} that says of which recipe. Give another output "
-                "folder, or throw them away (--restart)."
+                f"{self.path} holds checkpoints but no {RUN_NAME} that says of which recipe; another version may have "
+                "written them. Give another output folder, or throw them away (--restart)."
             )
         if started is not None:
             differing = sorted(_differences(started["recipe"], wanted))
@@ -105,10 +105,14 @@ class RunFolder:
         self._write(run | {"finished": True})
 
     def _clear(self) -> None:
-        for folder in (self.checkpoints, self.tensorboard):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self._run, self.log):
-            file.unlink(missing_ok=True)
+        """Removes the run. In this order, a clearing that is killed leaves nothing that could pass for a run."""
+        self._run.unlink(missing_ok=True)
+        for checkpoint in self.checkpoints.glob("checkpoint-*"):
+            (checkpoint / MARKER).unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.tensorboard, self.model):
+            if folder.exists():
+                shutil.rmtree(folder)
+        self.log.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
         if not self._run.is_file():
@@ -127,7 +131,7 @@ class RunFolder:
 
 def last_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    whole = [path for path in checkpoints.glob("checkpoint-*") if (path / MARKER).is_file()]
+    whole = [path for path in checkpoints.glob("checkpoint-*") if read_state(path) is not None]
     return max(whole, key=step_of, default=None)
 
 
@@ -138,21 +142,25 @@ def step_of(checkpoint: Path) -> int:
 
 def mark_complete(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Puts the marker in place, with what the run must remember beside weights and optimiser."""
-    for file in checkpoint.iterdir():  # on disk before the marker is: a power cut must not leave it alone
+    for file in checkpoint.rglob("*"):  # on disk before the marker is: a power cut must not leave it alone
         if file.is_file():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+            _sync(file)
     write_text(checkpoint / MARKER, json.dumps(state) + "\n")
+    _sync(checkpoint / MARKER)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What ``mark_complete`` was given."""
-    return dict(json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+def read_state(checkpoint: Path) -> dict[str, Any] | None:
+    """What ``mark_complete`` was given; None for a checkpoint that is not whole."""
+    try:
+        state = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # no marker, or one that a power cut emptied
+    return state if isinstance(state, dict) else None
 
 
 def keep_newest(checkpoints: Path, limit: int) -> None:
     """Removes whole checkpoints but the newest ``limit``; each loses its marker first."""
-    whole = sorted((path for path in checkpoints.glob("checkpoint-*") if (path / MARKER).is_file()), key=step_of)
+    whole = sorted((path for path in checkpoints.glob("checkpoint-*") if read_state(path) is not None), key=step_of)
     for path in whole[:-limit]:
         (path / MARKER).unlink()
         shutil.rmtree(path)
@@ -161,8 +169,13 @@ def keep_newest(checkpoints: Path, limit: int) -> None:
 def remove_incomplete(checkpoints: Path) -> None:
     """Removes what killed saves and removals left."""
     for path in checkpoints.glob("checkpoint-*"):
-        if not (path / MARKER).is_file():
+        if read_state(path) is None:
             shutil.rmtree(path)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -183,7 +183,8 @@ class RoETrainer(Trainer):
         """peft saves its updates alone: the RoE parts go beside them."""
         super()._save(output_dir, state_dict)
         model: Any = self.model
-        if hasattr(model, "get_base_model") and is_routed(model.get_base_model()):
+        is_lora = hasattr(model, "get_base_model") and is_routed(model.get_base_model())
+        if is_lora and self.args.should_save:
             save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -199,15 +200,17 @@ class RoETrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
-                keep_newest(checkpoints, self.recipe.training.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
-            shutil.rmtree(folder, ignore_errors=True)
+            if self.is_world_process_zero():
+                shutil.rmtree(folder, ignore_errors=True)
             whole = last_complete(checkpoints)
             raise TrainingError(
                 f"{folder} could not be written ({error}). "
                 + (f"{whole.name} is whole and stays. " if whole else "")
                 + "Make room or mend the folder, then run the same command again."
             ) from error
+        if self.is_world_process_zero():
+            keep_newest(checkpoints, self.recipe.training.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The base's weights through transformers' own loading, which knows its key names, and then the RoE parts.
@@ -232,7 +235,7 @@ class RoETrainer(Trainer):
                 )
         if is_routed(target):
             load_parts(target, folder)
-        self.mean_skip_rate = read_state(folder)["mean_skip_rate"]
+        self.mean_skip_rate = (read_state(folder) or {}).get("mean_skip_rate")
 
 
 class _StepEnd(TrainerCallback):
@@ -240,6 +243,10 @@ class _StepEnd(TrainerCallback):
 
     def __init__(self, trainer: RoETrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint's state brings the saving and logging steps of the run that wrote it; this run's count."""
+        state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the step."""
