@@ -80,7 +80,7 @@ def test_a_run_leaves_model_log_and_curves(finished):
     assert list((finished / "tensorboard").rglob("events.out.tfevents.*"))
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
     assert not [
-        path for path in (finished / "model").iterdir() if path.suffix not in (".json", ".safetensors", ".jinja")
+        path for path in (finished / "model").iterdir() if path.suffix not in (".json", ".safetensors", ".jinja", ".md")
     ]
 
 
