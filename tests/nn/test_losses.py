@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example
+from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
 
 LOGITS = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0], [5.0, 1.0]], [[0.0, math.log(4)], [1.0, 1.0], [0.0, 0.0]]])
 
@@ -69,3 +69,18 @@ def test_loss_is_a_mean_of_examples_whatever_the_split():
     padded = torch.cat([logits, torch.randn(4, 3, 11)], dim=1), torch.cat([labels, torch.full((4, 3), -100)], dim=1)
     again = roe_loss(cross_entropy_per_example(*padded), rates, 0.3).mean()
     assert torch.allclose(again, whole, atol=1e-6)
+
+
+def test_the_pressure_falls_from_one_to_nothing_as_the_mean_nears_the_target():
+    """Guards the mean's target: full push well below it, half of it half way through the band, none from it on."""
+    wanted = {0.0: 1.0, 0.25: 1.0, 0.275: 0.5, 0.3: 0.0, 0.6: 0.0}
+    assert {rate: sparsity_pressure(rate, 0.3) for rate in wanted} == pytest.approx(wanted)
+
+
+def test_under_pressure_an_example_is_paid_for_skipping_beyond_the_target():
+    """Guards what the hinge forbids: above the target the gradient is the same as below, and scales with p."""
+    cross_entropy = torch.tensor([0.2, 0.2])
+    for pressure, pushed in ((None, [-1.0, 0.0]), (1.0, [-1.0, -1.0]), (0.25, [-0.25, -0.25])):
+        skipped = torch.tensor([0.1, 0.5], requires_grad=True)
+        roe_loss(cross_entropy, skipped, 0.3, pressure=pressure).sum().backward()
+        torch.testing.assert_close(skipped.grad, torch.tensor(pushed) * torch.exp(torch.tensor(-1.0)))
