@@ -5,6 +5,7 @@ study that was cut short goes on where it stopped.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -112,14 +113,25 @@ class Contest:
             source = StudyRun.load(Job(arm.of, job.rate, job.seed).folder(self.output) / RUN_RECORD)
             layers = most_skipped(source.layer_skip_rates, self.routable)[:count]
         if arm.control == "least_important":
-            scores = layer_importance(self.base, self.processor, self.training_questions)
-            layers = least_important(scores, self.routable)[:count]
+            layers = self._by_importance[:count]
         if arm.control == "least_harmful":
-            identity = RoEConfig(routed_layers=self.routable, adapter_init="zero")
-            dropping = convert(load_base(self.base.name_or_path), identity, self.processor)
-            few = self.training_questions[:TRIAL_QUESTIONS]
-            layers = least_harmful(dropping, self.processor, few, count, self.routable)
+            layers = self._by_harm[:count]
         return self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, layers)
+
+    @cached_property
+    def _by_importance(self) -> list[int]:
+        """Layers, the least important first: the same for every seed and rate."""
+        scores = layer_importance(self.base, self.processor, self.training_questions)
+        return least_important(scores, self.routable)
+
+    @cached_property
+    def _by_harm(self) -> list[int]:
+        """Layers in the order in which they are dropped, as many as the highest rate asks."""
+        identity = RoEConfig(routed_layers=self.routable, adapter_init="zero")
+        dropping = convert(load_base(self.base.name_or_path), identity, self.processor)
+        most = round(max(self.study.rates) * self.num_layers)
+        few = self.training_questions[:TRIAL_QUESTIONS]
+        return least_harmful(dropping, self.processor, few, most, self.routable)
 
     def _ask(self, job: Job, recipe: Recipe, trained: Trained) -> StudyRun:
         control = self.study.arms[job.arm].control

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from routing_experts.records import write_text
+from routing_experts.records import save_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 
@@ -80,5 +80,5 @@ def write_json(value: Any, target: Path, output: Output, name: str) -> None:
     if str(target) == "-":
         print_json(value, output)
         return
-    write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    save_json(target, value)
     output.progress.print(f"{name}: {target}")

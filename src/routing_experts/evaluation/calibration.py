@@ -22,7 +22,6 @@ CLOSE_ENOUGH = 0.002  # of the skip rate; a few questions' worth of one layer
 TOO_FAR = 0.05  # beyond this, a bias is no answer to what was asked
 WIDEST = 64.0  # a bias beyond which no trained logit decides
 MAX_HALVINGS = 20
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class RateMeter:
     def __init__(self, model: Any, processor: Any, questions: Sequence[Question], batch_size: int = 64) -> None:
         self.model = model
         asked_as = model.roe_config.prompt_format
+        self._rates: dict[float, float] = {}
         self.batches = list(prompt_batches(processor, records_of(questions), batch_size, asked_as))
 
     @torch.inference_mode()
@@ -54,8 +54,10 @@ class RateMeter:
         return torch.cat([self._route(batch, RoutingOptions(keep_bias=keep_bias)) for batch in self.batches])
 
     def rate(self, keep_bias: float) -> float:
-        """The mean share of all decoder layers that a question skips."""
-        return 1 - float(self.routes(keep_bias).double().mean())
+        """The mean share of all decoder layers that a question skips; measured once a bias."""
+        if keep_bias not in self._rates:
+            self._rates[keep_bias] = 1 - float(self.routes(keep_bias).double().mean())
+        return self._rates[keep_bias]
 
     def _route(self, batch: dict[str, Tensor], options: RoutingOptions) -> Tensor:
         cache = RoutedCache(self.model.config, options)
@@ -64,13 +66,12 @@ class RateMeter:
         return cache.route
 
 
-def find_bias(meter: RateMeter, wanted: float, advance: Advance = lambda count: None) -> Found:
+def find_bias(meter: RateMeter, wanted: float) -> Found:
     """The bias whose rate is nearest to the wanted one, by bisection; a higher bias skips less.
 
     Args:
         meter: of the questions to calibrate on.
         wanted: share of all decoder layers.
-        advance: told of each rate that was measured.
 
     Raises:
         ConfigError: if no bias can give that rate, because too few layers are routed or routers do not decide.
@@ -89,7 +90,6 @@ def find_bias(meter: RateMeter, wanted: float, advance: Advance = lambda count: 
         )
 
     def measure(bias: float) -> Found:
-        advance(1)
         return Found(bias, meter.rate(bias))
 
     skips_less, skips_more = _bracket(measure, wanted)

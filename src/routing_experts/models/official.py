@@ -64,11 +64,12 @@ def import_official(
         )
     model = convert(base, replace(config, bottleneck_size=width), markers)
     own = model.state_dict()
+    prefix = _decoder_prefix(own)
     found: dict[str, Tensor] = {}
     tokens: dict[str, Tensor] = {}
     hidden_size = model.routing_tokens.shape[1]
     for name, value in tensors.items():
-        target = _our_name(name, model, own)
+        target = _our_name(name, prefix, own)
         if target is not None:
             found[target] = _fitted(value, own[target], name)
         elif value.numel() == hidden_size and "layers." not in name and not _is_left_out(name):
@@ -97,9 +98,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{path} is not a readable safetensors file ({error}). Restore it.") from error
 
 
-def _our_name(name: str, model: Any, own: dict[str, Tensor]) -> str | None:
+def _our_name(name: str, prefix: str, own: dict[str, Tensor]) -> str | None:
     """The state-dict key of ours that a recorded name stands for; None if there is none."""
-    prefix = _decoder_prefix(own)
     layer = _LAYER.search(name)
     if layer is not None and "vision_tower" not in name:
         inside = _PARTS.get(layer[2], layer[2])

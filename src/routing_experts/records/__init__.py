@@ -1,6 +1,6 @@
 """What runs leave behind, as JSON: results, training logs, studies, and where they were made. No torch."""
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, write_text
+from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, save_json, write_text
 from routing_experts.records.environment import environment
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log
 from routing_experts.records.results import (
@@ -53,5 +53,6 @@ __all__ = [
     "environment",
     "load_json",
     "read_log",
+    "save_json",
     "write_text",
 ]

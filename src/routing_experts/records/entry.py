@@ -69,6 +69,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_json(path: Path, value: Any) -> None:
+    """Writes a plain value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
 def load_json(path: Path, parse: Callable[[Any], T]) -> T:
     """Reads a JSON file and parses its value; every ``ReportError`` names the file."""
     try:

@@ -1,12 +1,11 @@
 """``results.json``: what a run's evaluation measured."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from routing_experts.errors import ReportError
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, write_text
+from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
 
 RESULTS_NAME = "results.json"
 MAX_ROUTES = 32
@@ -166,7 +165,7 @@ class Results(Entry):
     def save(self, path: Path) -> None:
         """Writes the file whole, or raises ``ReportError`` and writes nothing if a value could not be read back."""
         try:
-            write_text(path, json.dumps(self.checked_dict(), indent=2, allow_nan=False) + "\n")
+            save_json(path, self.checked_dict())
         except (TypeError, ValueError) as error:
             raise ReportError(f"{path} was not written: {error}") from error
 

@@ -1,11 +1,10 @@
 """``study.json``: every run of a study, and how the arms compare on the same questions."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, write_text
+from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
 
 STUDY_NAME = "study.json"
 
@@ -46,7 +45,7 @@ class StudyRun(Entry):
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        save_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -83,7 +82,7 @@ class StudyRecord(Entry):
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        save_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> Self:

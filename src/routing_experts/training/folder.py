@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from routing_experts.errors import TrainingError
-from routing_experts.records import LOG_NAME, write_text
+from routing_experts.records import LOG_NAME, save_json
 
 MARKER = "complete.json"
 RUN_NAME = "run.json"
@@ -126,7 +126,7 @@ class RunFolder:
             ) from error
 
     def _write(self, run: dict[str, Any]) -> None:
-        write_text(self._run, json.dumps(run, indent=2) + "\n")
+        save_json(self._run, run)
 
 
 def last_complete(checkpoints: Path) -> Path | None:
@@ -145,7 +145,7 @@ def mark_complete(checkpoint: Path, state: Mapping[str, Any]) -> None:
     for file in checkpoint.rglob("*"):  # on disk before the marker is: a power cut must not leave it alone
         if file.is_file():
             _sync(file)
-    write_text(checkpoint / MARKER, json.dumps(state) + "\n")
+    save_json(checkpoint / MARKER, state)
     _sync(checkpoint / MARKER)
 
 
