@@ -36,6 +36,10 @@ class TrainingError(RoutingExpertsError):
     """A training run cannot start or go on."""
 
 
+class InterruptedRunError(TrainingError):
+    """A training run was stopped by its user; it goes on from its last checkpoint."""
+
+
 class MissingExtraError(RoutingExpertsError):
     """A feature was asked for whose optional package is not installed."""
 

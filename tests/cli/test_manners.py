@@ -135,6 +135,16 @@ def test_an_evaluated_model_s_card_holds_its_scores_and_a_hand_written_one_is_le
     assert card.read_text() == "# Mine\n"
 
 
+def test_scores_leave_the_card_with_the_bias_that_they_were_measured_with(roe, routed_run):
+    """Guards a card against scores of another skip rate than the folder's."""
+    card = routed_run / "model" / CARD_NAME
+    card.unlink(missing_ok=True)
+    assert roe("evaluate", routed_run, "--questions", "16", "--no-speed")[0] == 0
+    assert "right answers, routed" in card.read_text()
+    assert roe("calibrate", routed_run, "--skip-rate", "0.3", "--questions", "64")[0] == 0
+    assert "not evaluated yet" in card.read_text()
+
+
 def test_push_to_hub_uploads_the_whole_folder_with_its_card(routed_run, monkeypatch):
     """Guards publishing without a network: what would be uploaded is what save_pretrained writes."""
     import huggingface_hub

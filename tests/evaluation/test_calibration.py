@@ -78,7 +78,7 @@ def test_the_verb_writes_the_bias_and_both_rates(routed, tmp_path, capsys):
     save_pretrained(model, tmp_path, processor)
     calibrate(str(tmp_path), 0.2, "digits", None, None, 64, "cpu", True)
     out = capsys.readouterr().out
-    printed = json.loads(out[out.index("{") :])  # called without the app, which keeps libraries off standard output
+    printed = json.loads(out[out.index("{") :])  # called as a function, libraries print beside it
     assert printed == json.loads((tmp_path / "calibration.json").read_text())
     assert from_pretrained(tmp_path).roe_config.keep_bias == printed["keep_bias"] != 0
     assert printed["skip_rate"] == pytest.approx(0.2, abs=0.02)

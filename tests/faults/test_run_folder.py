@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import quiet_run, recipe, weights
+from runs import quiet_run, recipe, settings, weights
 
 from routing_experts.errors import TrainingError
 from routing_experts.models.load import from_pretrained
 from routing_experts.training import trainer
 from routing_experts.training.folder import RunFolder, keep_newest, last_complete, mark_complete, remove_incomplete
+from routing_experts.training.recipe import recipe_from_dict
 
 HOLD = """
 import sys
@@ -81,6 +82,32 @@ def test_another_recipe_s_run_is_refused_by_its_settings(tmp_path):
     assert (tmp_path / "run.json").read_bytes() == before
     assert quiet_run(recipe(tmp_path, learning_rate=2e-3), restart=True).folder.is_dir()
     assert json.loads((tmp_path / "run.json").read_text())["recipe"]["training"]["learning_rate"] == 2e-3
+
+
+def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path, monkeypatch):
+    """Guards going on with an edited data file or another number of processes, which would train something else."""
+    data = tmp_path / "data.json"
+    answers = [f'{{"id": "{n}", "conversations": [{{"from": "human", "value": "Add 1 and {n}."}}, ' for n in range(8)]
+    data.write_text("[" + ",".join(a + '{"from": "gpt", "value": "2"}]}' for a in answers) + "]")
+    of = recipe_from_dict(settings(tmp_path / "run") | {"data": {"source": str(data)}})
+    quiet_run(of)
+    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["facts"]) == {"base", "data", "processes"}
+    data.write_text(data.read_text().replace('"2"', '"3"'))
+    with pytest.raises(TrainingError, match=r"holds another run: data: '\w+' there, '\w+' asked for"):
+        quiet_run(of)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError, match="processes: 1 there, 2 asked for"):
+        folder.check_facts({"processes": 2})
+    with pytest.raises(TrainingError, match="base: "):
+        folder.check_facts({"base": "another"})
+
+
+def test_restarting_takes_back_what_was_measured(tmp_path):
+    """Guards reports: scores of a run that was thrown away must not pass for the new one's."""
+    quiet_run(recipe(tmp_path))
+    (tmp_path / "results.json").write_text("{}")
+    quiet_run(recipe(tmp_path), restart=True)
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_settings_that_change_no_weight_may_differ(tmp_path):

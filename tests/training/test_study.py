@@ -69,6 +69,11 @@ def test_a_dense_arm_has_no_rate_and_others_may_have_fewer():
         ({"reference": "best"}, "reference 'best' is no arm"),
         ({"arms": {"routed": {"control": "clever"}}}, "control 'clever'"),
         ({"arms": {"routed": {}, "s": {"control": "most_skipped", "of": "r"}}}, "takes its layers from 'r'"),
+        ({"arms": {"routed": {"rates": [0.25]}, "s": {"control": "most_skipped"}}}, r"needs arm routed at \[0.3333\]"),
+        (
+            {"arms": {"routed": {}, "s": {"control": "most_skipped", "of": "d"}, "d": {"control": "dense"}}},
+            "no routed arm",
+        ),
         ({"arms": {"routed": {"rates": [0.5]}}}, r"rates \[0.5\] that the study lacks"),
         ({"armss": {}}, "Did you mean arms"),
     ],

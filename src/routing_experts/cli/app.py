@@ -25,8 +25,8 @@ from routing_experts.cli import (
     study,
     train,
 )
-from routing_experts.cli.output import Output, set_output
-from routing_experts.errors import RoutingExpertsError
+from routing_experts.cli.output import Output, speaking
+from routing_experts.errors import InterruptedRunError, RoutingExpertsError
 
 MENDABLE, INTERRUPTED = 1, 130
 
@@ -58,6 +58,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Results alone, no progress.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="The libraries' messages, too, and tracebacks of errors.")
@@ -66,14 +67,17 @@ def _options(
 ) -> None:
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other: give one.")
-    set_output(Output(quiet=quiet, verbose=verbose, stdout=sys.stdout))
+    context.with_resource(speaking(Output(quiet=quiet, verbose=verbose, stdout=sys.stdout)))
 
 
 def run() -> None:
     """Runs the command line; a user's mistake is one message, never a traceback (but for ``--verbose``)."""
-    verbose, stdout = bool({"-v", "--verbose"} & set(sys.argv[1:])), sys.stdout
+    verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
     try:
         app()
+    except InterruptedRunError as error:
+        Console(stderr=True).print(str(error), soft_wrap=True, markup=False)
+        sys.exit(INTERRUPTED)
     except RoutingExpertsError as error:
         _fail(str(error), verbose)
     except OSError as error:
@@ -81,8 +85,6 @@ def run() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted: nothing already written was lost.")
         sys.exit(INTERRUPTED)
-    finally:
-        sys.stdout = stdout
 
 
 def _fail(message: str, verbose: bool) -> NoReturn:

@@ -14,19 +14,20 @@ from rich.console import Console
 from routing_experts.api import convert
 from routing_experts.cli.common import progress_bar
 from routing_experts.config import RoEConfig
+from routing_experts.errors import ConfigError
 from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
 from routing_experts.evaluation.evaluate import ask, information
 from routing_experts.evaluation.importance import layer_importance, least_harmful, least_important
 from routing_experts.evaluation.paired import paired_difference, varied_share
-from routing_experts.evaluation.questions import digits_questions
+from routing_experts.evaluation.questions import DIGITS, digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
 from routing_experts.records import Contrast, StudyRecord, StudyRun, environment, read_log
 from routing_experts.training.folder import RunFolder
-from routing_experts.training.recipe import Recipe, load_recipe
+from routing_experts.training.recipe import Recipe, load_recipe, recipe_values
 from routing_experts.training.run import Trained, train
-from routing_experts.training.study import Study
+from routing_experts.training.study import STATIC_CONTROLS, Study
 
 RUN_RECORD = "study_run.json"
 TRIAL_QUESTIONS = 300  # of each trial of a layer left out
@@ -65,6 +66,11 @@ class Contest:
     def __init__(self, study: Study, output: Path, console: Console) -> None:
         self.study, self.output, self.console = study, output, console
         plan = load_recipe(study.recipe, study.set)
+        if plan.data.source != DIGITS:
+            raise ConfigError(
+                f"recipe {study.recipe}: data.source is {plan.data.source!r}, but a study asks questions on the "
+                "digits, whose answers it can check. Give a recipe on the digits."
+            )
         self.base, self.processor = load_base(plan.model), load_processor(plan.model)
         self.num_layers: int = self.base.config.get_text_config(decoder=True).num_hidden_layers
         self.routable = plan.roe.layers_to_route(self.num_layers)
@@ -76,11 +82,24 @@ class Contest:
         folder = job.folder(self.output)
         record = folder / RUN_RECORD
         if record.is_file():
-            return StudyRun.load(record)
+            return self._done(job, StudyRun.load(record))
         recipe = self._recipe(job, folder)
         trained = train(recipe, self.console)
         run = self._ask(job, recipe, trained)
         run.save(record)
+        return run
+
+    def _done(self, job: Job, run: StudyRun) -> StudyRun:
+        """A run that was asked already, if it is one of this plan."""
+        folder = job.folder(self.output)
+        dropped = [layer for layer, rate in enumerate(run.layer_skip_rates) if rate == 1]
+        planned = self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, dropped)
+        RunFolder(folder).check_recipe(recipe_values(planned))
+        if len(run.right) != self.study.questions:
+            raise ConfigError(
+                f"{folder / RUN_RECORD} holds answers to {len(run.right):,} questions, the study asks "
+                f"{self.study.questions:,}. Remove that file to ask the run anew, or give another folder (--output)."
+            )
         return run
 
     def is_done(self, job: Job) -> bool:
@@ -109,6 +128,8 @@ class Contest:
     def _recipe(self, job: Job, folder: Path) -> Recipe:
         arm, layers = self.study.arms[job.arm], []
         count = round(job.rate * self.num_layers)
+        if arm.control in STATIC_CONTROLS and count == 0:
+            raise ConfigError(f"rate {job.rate} of {self.num_layers} layers is less than half a layer. Raise it.")
         if arm.control == "most_skipped":
             source = StudyRun.load(Job(arm.of, job.rate, job.seed).folder(self.output) / RUN_RECORD)
             layers = most_skipped(source.layer_skip_rates, self.routable)[:count]

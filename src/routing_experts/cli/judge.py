@@ -175,6 +175,7 @@ def calibrated(
             check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED))
             heldout_raw, heldout_rate = check.rate(0.0), check.rate(found.keep_bias)
     with_bias(model, found.keep_bias).roe_config.save(folder)
+    write_card(folder, model.roe_config)  # scores, if it had some, were those of another bias
     return Calibration(
         wanted=wanted,
         keep_bias=found.keep_bias,

@@ -7,6 +7,8 @@ moving bars are for terminals: rich leaves them out where output is piped, and f
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +59,24 @@ class Output:
 _current: ContextVar[Output | None] = ContextVar("output", default=None)
 
 
-def set_output(output: Output) -> None:
-    """The manner of the command that is being run, from the options before its verb."""
-    _current.set(output)
+@contextmanager
+def speaking(output: Output) -> Iterator[None]:
+    """The manner of one command, from the options before its verb to its end."""
+    token, stdout = _current.set(output), sys.stdout
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+        _current.reset(token)
 
 
 def start() -> Output:
-    """What every verb begins with: quiet libraries, and standard output kept for results."""
-    output = _current.get() or Output(stdout=sys.stdout)
-    sys.stdout = sys.stderr  # until the command ends; see `app.run`
+    """What every verb begins with: quiet libraries, and standard output kept for results until the command ends."""
+    output = _current.get()
+    if output is None:  # a verb that is called as a function
+        output = Output(stdout=sys.stdout)
+    else:
+        sys.stdout = sys.stderr
     output.hush()
     return output
 

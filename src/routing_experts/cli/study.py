@@ -9,7 +9,7 @@ import typer
 def study(
     name: Annotated[str, typer.Argument(help="A study's YAML file, or the name of a shipped one.")],
     output: Annotated[Path | None, typer.Option(help="The study's folder; runs/NAME by default.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Run this arm alone; repeat for several.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Train this arm alone; repeat for several.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Begin no run after so many minutes.")] = None,
     json: Annotated[
         Path | None, typer.Option(help="Where the record goes; study.json in the folder; - for standard output.")
@@ -36,13 +36,14 @@ def study(
     folder = output or Path("runs") / Path(name).stem
     contest = Contest(plan, folder, console)
     jobs = [job for job in jobs_of(plan) if not only or job.arm in only]
-    runs, started, left = [], time.monotonic(), len(jobs)
+    started = time.monotonic()
     for job in jobs:
-        if minutes is not None and time.monotonic() - started > 60 * minutes and not contest.is_done(job):
-            continue
-        console.print(f"[bold]{job.arm}[/] at {job.rate:.1%}, seed {job.seed}")
-        runs.append(contest.run(job))
-        left -= 1
+        late = minutes is not None and time.monotonic() - started > 60 * minutes
+        if not late and not contest.is_done(job):
+            console.print(f"[bold]{job.arm}[/] at {job.rate:.1%}, seed {job.seed}")
+            contest.run(job)
+    left = sum(not contest.is_done(job) for job in jobs)
+    runs = [contest.run(job) for job in jobs_of(plan) if contest.is_done(job)]
     record = contest.record(Path(name).stem, runs, contest.ask_base())
     target = json or folder / STUDY_NAME
     if str(target) != "-":

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from routing_experts.errors import TrainingError
-from routing_experts.records import LOG_NAME, save_json
+from routing_experts.records import LOG_NAME, RESULTS_NAME, save_json
 
 MARKER = "complete.json"
 RUN_NAME = "run.json"
@@ -81,16 +81,37 @@ class RunFolder:
                 "written them. Give another output folder, or throw them away (--restart)."
             )
         if started is not None:
-            differing = sorted(_differences(started["recipe"], wanted))
-            if differing:
-                raise TrainingError(
-                    f"{self.path} holds a run of another recipe: {'; '.join(differing[:4])}. Going on would mix the "
-                    "two. Give another output folder (--output), or throw that run away (--restart)."
-                )
+            self._refuse_other(_differences(started["recipe"], wanted))
         else:
             self.log.unlink(missing_ok=True)
-            self._write({"recipe": wanted, "finished": False})
+            self._write({"recipe": wanted, "facts": {}, "finished": False})
         remove_incomplete(self.checkpoints)
+
+    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Raises ``TrainingError`` if the folder holds a run of another recipe than these plain settings."""
+        started = self._read()
+        if started is not None:
+            self._refuse_other(_differences(started["recipe"], json.loads(json.dumps(recipe))))
+
+    def check_facts(self, facts: Mapping[str, Any]) -> None:
+        """Holds a run to what its recipe does not say but its weights depend on: files' contents, processes.
+
+        Raises:
+            TrainingError: if a fact was another one when the run began; what was not noted then is noted now.
+        """
+        started = self._read()
+        assert started is not None
+        known = started["facts"]
+        self._refuse_other(_differences(known, {name: facts.get(name, value) for name, value in known.items()}))
+        if facts.keys() - known.keys():
+            self._write(started | {"facts": {**known, **facts}})
+
+    def _refuse_other(self, differing: list[str]) -> None:
+        if differing:
+            raise TrainingError(
+                f"{self.path} holds another run: {'; '.join(sorted(differing)[:4])}. Going on would mix the two. Give "
+                "another output folder (--output), or throw that run away (--restart)."
+            )
 
     @property
     def is_finished(self) -> bool:
@@ -112,14 +133,19 @@ class RunFolder:
         for folder in (self.checkpoints, self.tensorboard, self.model):
             if folder.exists():
                 shutil.rmtree(folder)
-        self.log.unlink(missing_ok=True)
+        for file in (self.log, self.path / RESULTS_NAME):
+            file.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
         if not self._run.is_file():
             return None
         try:
             run = json.loads(self._run.read_text(encoding="utf-8"))
-            return {"recipe": dict(run["recipe"]), "finished": bool(run["finished"])}
+            return {
+                "recipe": dict(run["recipe"]),
+                "facts": dict(run.get("facts", {})),
+                "finished": bool(run["finished"]),
+            }
         except (ValueError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"{self._run} does not say which recipe was run ({error}). Restore it, or begin anew (--restart)."

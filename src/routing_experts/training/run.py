@@ -5,8 +5,10 @@ lists all parameters from the start, so its state carries over a boundary: a bou
 nothing.
 """
 
+import hashlib
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.encode import Encoder
 from routing_experts.data.llava_json import load_records
 from routing_experts.data.markers import find_markers
-from routing_experts.errors import TrainingError
+from routing_experts.errors import InterruptedRunError, TrainingError
+from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.convert import convert, is_routed
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
-from routing_experts.training.folder import RunFolder, last_complete, step_of
+from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
@@ -56,16 +59,17 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False,
         base: a base model that is loaded already; the recipe's by default.
 
     Raises:
-        TrainingError: if the output folder holds another recipe's run or is in use, a checkpoint cannot be written, or
-            the run was interrupted.
+        TrainingError: if the output folder holds another recipe's run or is in use, or a checkpoint cannot be written.
+        InterruptedRunError: after Ctrl-C.
     """
     console = console or Console()
     check_engine(recipe)
     folder = RunFolder(recipe.output)
-    if not _is_main_process():
-        return _train_in(folder, recipe, console, base)
-    with folder.locked():
-        folder.begin(recipe_values(recipe), restart)
+    with folder.locked() if _is_main_process() else nullcontext():
+        with training_arguments(recipe).main_process_first(local=False):  # the others read what it leaves
+            if _is_main_process():
+                folder.begin(recipe_values(recipe), restart)
+                folder.check_facts(_facts(recipe.data))
         if folder.is_finished:
             console.print(f"{folder.path} is finished already; --restart trains it anew.")
             load = from_pretrained if is_routed_folder(folder.model) else load_base
@@ -79,6 +83,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console, base: Any) ->
     set_seed(recipe.training.seed)
     processor = load_processor(recipe.model)
     model = base if base is not None else _load(recipe)
+    if _is_main_process():
+        folder.check_facts({"base": fingerprint(model)})
     if recipe.is_routed and not is_routed(model):
         roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
         convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
@@ -95,8 +101,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console, base: Any) ->
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
                 trainer, last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
-                if guard.interrupted:
-                    raise TrainingError(
+                if guard.interrupted and (trainer is None or trainer.state.global_step < recipe.training.steps):
+                    raise InterruptedRunError(
                         f"interrupted: {last} is complete and nothing was lost. Run the same command to go on from "
                         "there."
                     )
@@ -119,6 +125,15 @@ def check_engine(recipe: Recipe) -> None:
             f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
             "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
         )
+
+
+def _facts(data: DataSettings) -> dict[str, Any]:
+    """What a run's weights depend on beside recipe and base: how many processes share it, and the data's bytes."""
+    facts: dict[str, Any] = {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    if data.source != "digits" and Path(data.source).is_file():
+        with Path(data.source).open("rb") as file:
+            facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return facts
 
 
 def _is_main_process() -> bool:
@@ -171,6 +186,8 @@ def _train_stage(
     if is_done:  # all that is left to do is to write the model
         trainer._load_from_checkpoint(str(last), model)
         return trainer, last
+    if last is not None:
+        trainer.mean_skip_rate = (read_state(last) or {}).get("mean_skip_rate")
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing what all go on from
     return trainer, last_complete(RunFolder(recipe.output).checkpoints) or last

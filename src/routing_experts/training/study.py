@@ -73,13 +73,24 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, arm in self.arms.items():
-            if arm.control == "most_skipped" and arm.of not in self.arms:
-                raise ConfigError(f"arm {name} takes its layers from {arm.of!r}, which is no arm. Name a routed one.")
+            if arm.control == "most_skipped":
+                self._check_source(name, arm)
             strange = [rate for rate in arm.rates or () if rate not in self.rates]
             if strange:
                 raise ConfigError(f"arm {name} has rates {strange} that the study lacks. Name some of {self.rates}.")
         if self.reference not in self.arms:
             raise ConfigError(f"reference {self.reference!r} is no arm: name one of {', '.join(self.arms)}.")
+
+    def _check_source(self, name: str, arm: Arm) -> None:
+        """The arm that a "most_skipped" control takes its layers from must be routed, and run at all its rates."""
+        source = self.arms.get(arm.of)
+        if source is None or source.control != "none":
+            raise ConfigError(f"arm {name} takes its layers from {arm.of!r}, which is no routed arm. Name one.")
+        lacking = sorted(set(self.rates_of(arm)) - set(self.rates_of(source)))
+        if lacking:
+            raise ConfigError(
+                f"arm {name} needs arm {arm.of} at {lacking}, where that is not run. Give both the same rates."
+            )
 
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
         """The skip rates at which an arm is trained; a dense one has none, which counts as one run at 0."""

@@ -21,7 +21,7 @@ from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
-from routing_experts.training.folder import keep_newest, last_complete, mark_complete, read_state
+from routing_experts.training.folder import keep_newest, last_complete, mark_complete
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
@@ -235,7 +235,6 @@ class RoETrainer(Trainer):
                 )
         if is_routed(target):
             load_parts(target, folder)
-        self.mean_skip_rate = (read_state(folder) or {}).get("mean_skip_rate")
 
 
 class _StepEnd(TrainerCallback):
