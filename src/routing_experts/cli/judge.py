@@ -11,7 +11,7 @@ from rich.console import Console
 from routing_experts.cli.common import model_folder, progress_bar
 from routing_experts.cli.output import Output, write_json
 from routing_experts.errors import CheckpointError
-from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
+from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
 from routing_experts.evaluation.evaluate import (
     SWEEP_BIASES,
     Comparison,
@@ -168,23 +168,12 @@ def calibrated(
     else:
         training = load_questions(data, images, count, TRAINING_SEED)
     meter = RateMeter(model, processor, training)
+    check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED)) if heldout else None
     with console.status("measuring skip rates …"):
-        raw, found = meter.rate(0.0), find_bias(meter, wanted)
-        heldout_raw, heldout_rate = None, None
-        if heldout is not None:
-            check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED))
-            heldout_raw, heldout_rate = check.rate(0.0), check.rate(found.keep_bias)
+        found = calibration(meter, check, wanted)
     with_bias(model, found.keep_bias).roe_config.save(folder)
     write_card(folder, model.roe_config)  # scores, if it had some, were those of another bias
-    return Calibration(
-        wanted=wanted,
-        keep_bias=found.keep_bias,
-        raw_skip_rate=raw,
-        skip_rate=found.skip_rate,
-        heldout_raw_skip_rate=heldout_raw,
-        heldout_skip_rate=heldout_rate,
-        questions=len(training),
-    )
+    return found
 
 
 def read_calibration(folder: str | Path, keep_bias: float) -> Calibration | None:

@@ -17,6 +17,7 @@ from routing_experts.evaluation.questions import Question, records_of
 from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.options import RoutingOptions
+from routing_experts.records import Calibration
 
 CLOSE_ENOUGH = 0.002  # of the skip rate; a few questions' worth of one layer
 TOO_FAR = 0.05  # beyond this, a bias is no answer to what was asked
@@ -45,6 +46,7 @@ class RateMeter:
     def __init__(self, model: Any, processor: Any, questions: Sequence[Question], batch_size: int = 64) -> None:
         self.model = model
         asked_as = model.roe_config.prompt_format
+        self.num_questions = len(questions)
         self._rates: dict[float, float] = {}
         self.batches = list(prompt_batches(processor, records_of(questions), batch_size, asked_as))
 
@@ -109,6 +111,24 @@ def find_bias(meter: RateMeter, wanted: float) -> Found:
             "since too many routers decide alike at once. Choose that rate, or train for the wanted one."
         )
     return best
+
+
+def calibration(meter: RateMeter, heldout: RateMeter | None, wanted: float) -> Calibration:
+    """Finds the bias for a wanted rate and says what it does, on held-out questions too if there are any.
+
+    Raises:
+        ConfigError: as ``find_bias`` does.
+    """
+    found = find_bias(meter, wanted)
+    return Calibration(
+        wanted=wanted,
+        keep_bias=found.keep_bias,
+        raw_skip_rate=meter.rate(0.0),
+        skip_rate=found.skip_rate,
+        heldout_raw_skip_rate=heldout.rate(0.0) if heldout else None,
+        heldout_skip_rate=heldout.rate(found.keep_bias) if heldout else None,
+        questions=meter.num_questions,
+    )
 
 
 def _bracket(measure: Callable[[float], Found], wanted: float) -> tuple[Found, Found]:

@@ -35,11 +35,11 @@ def arms(study: StudyRecord) -> Grid:
     rows = tuple(_arm_row(arm, runs) for (_, arm), runs in sorted(groups.items(), key=lambda item: item[0][0]))
     return Grid(
         f"Study {study.name}",
-        ("arm", "accuracy", "by seed", "skipped", "before calibration", "layers that vary", "route tells, bits"),
+        ("arm", "accuracy", "by seed", "skips", "raw", "vary", "bits"),
         rows,
-        note=f"{study.questions:,} held-out questions, the same for every run. The base model, not trained further: "
-        f"{percent(study.base_accuracy)}. “Layers that vary” are those that 5 % to 95 % of the questions skip; the "
-        "last column is the mutual information of route and task.",
+        note=f"{study.questions:,} held-out questions, the same for every run; the base model, not trained further: "
+        f"{percent(study.base_accuracy)}. Skips: share of all decoder layers; raw: before calibration; vary: share of "
+        "the layers that 5 % to 95 % of the questions skip; bits: mutual information of route and task.",
     )
 
 
