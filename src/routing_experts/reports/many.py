@@ -5,7 +5,6 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from routing_experts.records import LogLine, Results, StudyRecord
 from routing_experts.reports.figures import blank_figure, plain, style_axes
@@ -48,7 +47,7 @@ def draw_curves(logs: Mapping[str, Mapping[str, Sequence[LogLine]]], look: Look)
     for index, (group, runs) in enumerate(logs.items()):
         for number, log in enumerate(runs.values()):
             style = {"color": _colour(index, look), "linewidth": 1.1, "linestyle": DASHES[number % len(DASHES)]}
-            label = plain(group) if number == 0 else None
+            label = _label(group, index) if number == 0 else None
             known = [(line.step, line.ce) for line in log if line.ce is not None]
             routed = [(line.step, 100 * line.skip_rate) for line in log if line.skip_rate is not None]
             losses.plot(*_columns(known), label=label, **style)
@@ -62,38 +61,41 @@ def draw_curves(logs: Mapping[str, Mapping[str, Sequence[LogLine]]], look: Look)
 
 
 def draw_arms(study: StudyRecord, look: Look) -> Figure:
-    """Accuracy by skip rate: a mark a seed, a bar at the mean of an arm."""
-    figure = blank_figure(look, 3.4 if look.narrow else 3.9)
+    """A row an arm, the best at the top: a mark a seed, a bar at their mean, a colour a skip rate."""
+    means: dict[tuple[str, float], float] = {}
+    for run in study.runs:
+        same = [other.accuracy for other in study.runs if (other.arm, other.wanted) == (run.arm, run.wanted)]
+        means[run.arm, run.wanted] = 100 * mean(same)
+    rates = sorted({wanted for _, wanted in means})
+    names = sorted({arm for arm, _ in means}, key=lambda arm: max(v for (name, _), v in means.items() if name == arm))
+    figure = blank_figure(look, 1.2 + 0.34 * len(names))
     axes = figure.add_subplot()
-    style_axes(axes, look)
-    names = list(dict.fromkeys(run.arm for run in study.runs))
-    for index, name in enumerate(names):
-        runs = [run for run in study.runs if run.arm == name]
-        shift = 0.35 * (index - (len(names) - 1) / 2)  # arms at one rate would hide one another
-        axes.plot(
-            [100 * run.skip_rate + shift for run in runs],
-            [100 * run.accuracy for run in runs],
-            "o",
-            color=_colour(index, look),
-            markersize=5,
-            alpha=0.75,
-            label=plain(name),
-        )
-        for wanted in {run.wanted for run in runs}:
-            same = [run for run in runs if run.wanted == wanted]
-            middle = 100 * mean(run.skip_rate for run in same) + shift
-            axes.hlines(
-                100 * mean(run.accuracy for run in same), middle - 0.5, middle + 0.5, color=_colour(index, look)
-            )
-    axes.axhline(100 * study.base_accuracy, color=look.faint, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="decoder layers skipped (%)", ylabel="accuracy (%)")
+    style_axes(axes, look, grid=False)
+    for index, rate in enumerate(rates):
+        runs = [run for run in study.runs if run.wanted == rate]
+        rows = [names.index(run.arm) for run in runs]
+        style = {"color": _colour(index, look), "markersize": 5, "alpha": 0.75}
+        axes.plot([100 * run.accuracy for run in runs], rows, "o", label=f"{rate:.0%} skipped", **style)
+        for arm in {run.arm for run in runs}:
+            row = names.index(arm)
+            axes.vlines(means[arm, rate], row - 0.3, row + 0.3, color=_colour(index, look))
+    axes.axvline(100 * study.base_accuracy, color=look.faint, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.grid(axis="x", color=look.line, linewidth=0.7)
+    axes.set(xlabel="accuracy (%)", ylim=(-0.6, len(names) - 0.4))
     _legend(axes, look)
     return figure
 
 
 def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _label(group: str, index: int) -> str | None:
+    """A legend's entry: groups that share the last colour are one."""
+    if index < len(COLOURS):
+        return plain(group)
+    return "others" if index == len(COLOURS) else None
 
 
 def _colour(index: int, look: Look) -> str:

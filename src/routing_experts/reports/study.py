@@ -73,13 +73,16 @@ def write_study_report(folder: Path) -> Path:
     """
     study = StudyRecord.load(folder / STUDY_NAME)
     logs: dict[str, dict[str, list[LogLine]]] = {}
-    for path in sorted(folder.glob(f"*/seed-*/{LOG_NAME}")):
+    arms = list(study.plan.get("arms", {}))
+    order = {arm: number for number, arm in enumerate(arms)}
+    paths = folder.glob(f"*/seed-*/{LOG_NAME}")
+    for path in sorted(paths, key=lambda path: (order.get(path.parts[-3].rsplit("-", 1)[0], len(order)), path)):
         logs.setdefault(path.parts[-3], {})[path.parts[-2]] = read_log(path)
     figures = folder / FIGURES_FOLDER
     drawings = [
         drawing_of(
             figures,
-            "Accuracy by skip rate",
+            "Accuracy by arm",
             partial(draw_arms, study),
             "A mark a seed, a bar at the mean; dashed: the base model, not trained further.",
             "Not drawn.",
@@ -89,7 +92,7 @@ def write_study_report(folder: Path) -> Path:
             figures,
             "Curves of every seed",
             partial(draw_curves, logs) if logs else None,
-            "A colour an arm, a dash a seed. Cross-entropy is logarithmic.",
+            "A colour an arm and rate, a dash a seed. Cross-entropy is logarithmic.",
             "Not drawn: the folder holds no training logs.",
             "Training curves of " + ", ".join(logs),
         ),
