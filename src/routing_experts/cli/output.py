@@ -5,6 +5,7 @@ moving bars are for terminals: rich leaves them out where output is piped, and f
 """
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -50,10 +51,16 @@ class Output:
         if self.verbose:
             return
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        from transformers.utils import logging
+        from transformers.utils import logging as hf_logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # both are imported in passing where installed
+        logging.getLogger("DeepSpeed").addFilter(_is_error)  # sets its level itself when it is imported
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 _current: ContextVar[Output | None] = ContextVar("output", default=None)
