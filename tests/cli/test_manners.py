@@ -1,19 +1,25 @@
 """Manners: JSON and nothing else, silence when asked, exit codes, hints for what is missing, one folder to publish."""
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
 from routing_experts import from_pretrained, is_routed
+from routing_experts.cli import judge
 from routing_experts.errors import CheckpointError, MissingExtraError
 from routing_experts.models.card import CARD_NAME, is_hand_written
 from routing_experts.models.device import pick_device
 from routing_experts.models.load import load_base
 from routing_experts.optional import need
+from routing_experts.records import Results
 
 ROE = [sys.executable, "-c", "from routing_experts.cli import main; main()"]
 
@@ -70,8 +76,53 @@ def test_results_go_to_standard_output_on_request(roe, routed_run):
     assert json.loads(out)["questions"] == 16
 
 
-def test_completion_is_offered_for_the_shell(roe):
+def test_the_shell_completes_verbs(roe):
+    """Guards completion as bash asks for it."""
     assert "--install-completion" in roe("--help")[1]
+    asks = {"_ROE_COMPLETE": "complete_bash", "COMP_WORDS": "roe t", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['roe']; from routing_experts.cli import main; main()"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | asks)
+    assert said.stdout.split() == ["train"], said
+
+
+def test_scores_survive_a_folder_that_takes_nothing(roe, routed_run, tmp_path, monkeypatch):
+    """Guards an evaluation of hours: what cannot be put beside a model is a note, and the record is written."""
+
+    def refuse(*args):
+        raise OSError(errno.EROFS, "Read-only file system", "gallery")
+
+    monkeypatch.setattr(judge, "write_gallery", refuse)
+    target = tmp_path / "scores.json"
+    code, _, complaint = roe("evaluate", routed_run, "--questions", "16", "--no-speed", "--json", target)
+    assert code == 0
+    assert "were not written" in complaint
+    assert Results.load(target).questions == 16
+
+
+def test_a_quantised_base_needs_its_extra(routed_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "routing-experts\[quant\]"'):
+        from_pretrained(routed_run / "model", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+def test_reports_are_told_where_they_may_go(roe, routed_run, tmp_path):
+    """Guards an option that would be ignored, and a study handed to the wrong page."""
+    assert roe("report", routed_run, "--output", tmp_path)[0] == 2
+    (tmp_path / "study.json").write_text("{}")
+    code, _, complaint = roe("report", "--compare", routed_run, tmp_path)
+    assert code == 1
+    assert "leave --compare out" in " ".join(complaint.split())
+
+
+def test_two_runs_are_compared_on_one_page(roe, routed_run, tmp_path):
+    """Guards `roe report --compare` from the command to the page."""
+    assert roe("evaluate", routed_run, "--questions", "16", "--no-speed")[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(routed_run, other)
+    code, out, _ = roe("report", "--compare", routed_run, other, "--output", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out) == {"reports": [str(tmp_path / "compare.html")]}
+    assert "2 runs side by side" in (tmp_path / "compare.html").read_text()
 
 
 def test_a_missing_package_is_a_hint_with_the_extra_to_install(monkeypatch):

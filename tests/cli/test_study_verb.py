@@ -42,14 +42,20 @@ def test_a_part_is_recorded_and_the_rest_goes_on(roe, folder):
     fixed = next(run for run in study["runs"] if run["arm"] == "static")
     assert sorted(fixed["layer_skip_rates"]) == [0.0] * 9 + [1.0] * 3
     assert roe("study", plan(folder), "--output", folder / "runs", "--minutes", "0")[0] == 0
-    assert len(json.loads(record.read_text())["runs"]) == 3
+    study = json.loads(record.read_text())
+    assert len(study["runs"]) == 3
+    assert set(study["untrained"]) == {"0.25"}
+    layers = json.loads((folder / "runs" / "layers.json").read_text())
+    assert len(set(layers["by_harm"])) == 3
+    assert sorted(layers["by_importance"]) == list(range(1, 12))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"set": PLAN["set"] | {"training.steps": 6}}, "holds another run: training.steps: 3 there, 6 asked for"),
-        ({"questions": 17}, "holds answers to 16 questions, the study asks 17"),
+        ({"questions": 17}, "was asked with questions 16, the study has 17"),
+        ({"question_seed": 7}, "was asked with question_seed 1000, the study has 7"),
         ({"set": PLAN["set"] | {"data.source": "mine.json"}}, "a study asks questions on the digits"),
         ({"rates": [0.04]}, "less than half a layer"),
     ],

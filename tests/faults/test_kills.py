@@ -131,6 +131,8 @@ def test_twenty_kills_change_nothing(tmp_path):
     assert_same(run, tmp_path / "whole")
     print(f"kills: {landed}; runs that ended in between: {ended}")
     assert landed.get("save", 0) >= 3
+    assert landed.get("boundary", 0) >= 1
+    assert landed.get("model", 0) >= 1
 
 
 def assert_same(run: Path, whole: Path) -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 from runs import quiet_run, recipe, settings, weights
+from safetensors import SafetensorError
 
-from routing_experts.errors import TrainingError
+from routing_experts.config import RoEConfig
+from routing_experts.errors import CheckpointError, ConfigError, RoutingExpertsError, TrainingError
+from routing_experts.evaluation.calibration import with_bias
+from routing_experts.models import checkpoint as checkpoint_module
 from routing_experts.models.load import from_pretrained
 from routing_experts.training import trainer
 from routing_experts.training.folder import RunFolder, keep_newest, last_complete, mark_complete, remove_incomplete
@@ -84,7 +88,7 @@ def test_another_recipe_s_run_is_refused_by_its_settings(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["recipe"]["training"]["learning_rate"] == 2e-3
 
 
-def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path, monkeypatch):
+def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path):
     """Guards going on with an edited data file or another number of processes, which would train something else."""
     data = tmp_path / "data.json"
     answers = [f'{{"id": "{n}", "conversations": [{{"from": "human", "value": "Add 1 and {n}."}}, ' for n in range(8)]
@@ -93,6 +97,9 @@ def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path, monkeypatch):
     quiet_run(of)
     assert set(json.loads((tmp_path / "run" / "run.json").read_text())["facts"]) == {"base", "data", "processes"}
     data.write_text(data.read_text().replace('"2"', '"3"'))
+    assert quiet_run(of).folder.is_dir()  # finished: nothing would be trained on it
+    noted = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(noted | {"finished": False}))
     with pytest.raises(TrainingError, match=r"holds another run: data: '\w+' there, '\w+' asked for"):
         quiet_run(of)
     folder = RunFolder(tmp_path / "run")
@@ -100,6 +107,70 @@ def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path, monkeypatch):
         folder.check_facts({"processes": 2})
     with pytest.raises(TrainingError, match="base: "):
         folder.check_facts({"base": "another"})
+
+
+def test_a_run_that_never_began_claims_nothing(tmp_path):
+    """Guards second tries: a recipe or data file that failed at once may be mended and run in the same folder."""
+    data = tmp_path / "data.json"
+    data.write_text("[]")
+    of = recipe_from_dict(settings(tmp_path / "run") | {"data": {"source": str(data)}})
+    with pytest.raises(RoutingExpertsError):
+        quiet_run(of)
+    assert quiet_run(recipe(tmp_path / "run")).folder.is_dir()
+
+
+def test_a_run_of_another_format_is_refused(tmp_path):
+    quiet_run(recipe(tmp_path))
+    noted = json.loads((tmp_path / "run.json").read_text())
+    assert noted.pop("format") == 1
+    del noted["facts"]  # as earlier versions wrote it
+    (tmp_path / "run.json").write_text(json.dumps(noted))
+    assert quiet_run(recipe(tmp_path)).folder.is_dir()
+    (tmp_path / "run.json").write_text(json.dumps(noted | {"format": 2}))
+    with pytest.raises(TrainingError, match="format 2, this library reads 1"):
+        quiet_run(recipe(tmp_path))
+
+
+def test_a_model_inside_the_output_is_refused_before_anything_is_removed(tmp_path):
+    """Guards the model that a run starts from against the run's own --restart."""
+    quiet_run(recipe(tmp_path / "run"))
+    inside = replace(recipe(tmp_path / "run"), model=str(tmp_path / "run" / "model"), random_init=False)
+    with pytest.raises(ConfigError, match="lies inside output"):
+        quiet_run(inside, restart=True)
+    assert from_pretrained(tmp_path / "run" / "model") is not None
+
+
+def test_training_on_from_a_routed_model(tmp_path):
+    """Guards another run's recipe against the settings that the folder brings: layers must fit, a bias goes."""
+    first = quiet_run(recipe(tmp_path / "first"))
+    with_bias(first.model, 3.0).save_pretrained(first.folder)
+    on = replace(recipe(tmp_path / "on"), model=str(first.folder), random_init=False)
+    on = replace(on, roe=replace(on.roe, target_skip_ratio=0.4))
+    config = quiet_run(on).model.roe_config
+    assert (config.keep_bias, config.target_skip_ratio) == (0.0, 0.4)
+    assert config.markers == first.model.roe_config.markers
+    paper = replace(on, output=str(tmp_path / "paper"), roe=RoEConfig.preset("paper"))
+    with pytest.raises(ConfigError, match="routed layers: the model was made with"):
+        quiet_run(paper)
+
+
+def test_a_full_disk_at_the_last_save_keeps_the_checkpoint(tmp_path, monkeypatch):
+    """Guards a finished training whose model finds no room: one message, and the same command writes it."""
+    of = recipe(tmp_path / "run", steps=6, save_steps=1)
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save_file", full)
+        with pytest.raises(TrainingError, match=r"No space left.*(whole|same command)"):
+            quiet_run(of)
+    assert quiet_run(of).folder.is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save_file", full)
+        with pytest.raises(CheckpointError, match="could not be written"):
+            from_pretrained(tmp_path / "run" / "model").save_pretrained(tmp_path / "copy")
+    assert not list(tmp_path.glob(".copy.*"))
 
 
 def test_restarting_takes_back_what_was_measured(tmp_path):

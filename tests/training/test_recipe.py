@@ -170,6 +170,10 @@ def test_paths_that_lead_through_a_value_are_refused(setting, tmp_path):
         ({"roe": {"preset": "best"}}, "preset 'best'"),
         ({"roe": {"gate": "soft"}}, "gate='soft'"),
         ({"lora": {"rank": 0}}, "lora.rank=0"),
+        ({"roe": {"prompt_format": "vicuna_v1"}}, "Set data.prompt_format instead"),
+        ({"roe": {"keep_bias": 1.0}}, "the library fills it in"),
+        ({"roe": {"routed_layers": [5], "num_unrouted_layers": 2}}, "Give one"),
+        ({"data": {"records": 8, "images": "pictures"}}, "draws its own pictures"),
     ],
 )
 def test_settings_that_contradict_or_leave_their_range_are_refused(changes, expected, tmp_path):

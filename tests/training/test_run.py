@@ -18,12 +18,13 @@ import yaml
 from runs import log, quiet_run, recipe, settings, weights
 
 from routing_experts.data.digits import DigitsTask
-from routing_experts.errors import TrainingError
+from routing_experts.errors import InterruptedRunError, TrainingError
 from routing_experts.evaluation.questions import digits_questions, records_of
 from routing_experts.inference.generate import prompt_batches
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import from_pretrained, load_processor
 from routing_experts.training import run
+from routing_experts.training.folder import RunFolder
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.run import train, tuned_base
 from routing_experts.training.schedule import THREE_STAGES
@@ -258,8 +259,10 @@ def test_ctrl_c_in_the_last_step_is_not_too_late(tmp_path, monkeypatch):
             return super().training_step(*args, **kwargs)
 
     monkeypatch.setattr(run, "RoETrainer", Interrupted)
-    trained = quiet_run(recipe(tmp_path))
-    assert_same_weights(from_pretrained(tmp_path / "model"), trained.model)
+    with pytest.raises(InterruptedRunError, match="the run is finished"):
+        quiet_run(recipe(tmp_path))
+    assert RunFolder(tmp_path).is_finished
+    assert is_routed(from_pretrained(tmp_path / "model"))
 
 
 def test_every_record_is_read_from_the_recipe_s_set(finished):

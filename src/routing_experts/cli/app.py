@@ -63,7 +63,9 @@ def _options(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="The libraries' messages, too, and tracebacks of errors.")
     ] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave.")
+    ] = False,
 ) -> None:
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other: give one.")
@@ -82,9 +84,6 @@ def run() -> None:
         _fail(str(error), verbose)
     except OSError as error:
         _fail(_about_system(error), verbose)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: nothing already written was lost.")
-        sys.exit(INTERRUPTED)
 
 
 def _fail(message: str, verbose: bool) -> NoReturn:
@@ -98,8 +97,9 @@ def _about_system(error: OSError) -> str:
     """What the system refused, and what to do about it."""
     remedies = {
         errno.ENOSPC: "The disk is full: make room, then give the same command again; whatever was complete stays.",
-        errno.EROFS: "The folder cannot be written to: choose another one (--output).",
+        errno.EROFS: "The folder cannot be written to: choose another one.",
         errno.EACCES: "You may not use it: choose another path, or change its permissions.",
+        errno.EPERM: "You may not do that there: choose another path, or change its permissions.",
         errno.ENOENT: "Check the path.",
         errno.ENOTDIR: "Part of the path is a file: choose another path.",
     }

@@ -11,26 +11,23 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from routing_experts.api import convert
 from routing_experts.cli.common import progress_bar
-from routing_experts.config import RoEConfig
+from routing_experts.cli.layer_choice import layer_choice
 from routing_experts.errors import ConfigError
 from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
 from routing_experts.evaluation.evaluate import ask, information
-from routing_experts.evaluation.importance import layer_importance, least_harmful, least_important
 from routing_experts.evaluation.paired import paired_difference, varied_share
 from routing_experts.evaluation.questions import DIGITS, digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
-from routing_experts.records import Contrast, StudyRecord, StudyRun, environment, read_log
+from routing_experts.records import Contrast, LayerChoice, StudyRecord, StudyRun, environment, read_log
 from routing_experts.training.folder import RunFolder
 from routing_experts.training.recipe import Recipe, load_recipe, recipe_values
 from routing_experts.training.run import Trained, train
 from routing_experts.training.study import STATIC_CONTROLS, Study
 
 RUN_RECORD = "study_run.json"
-TRIAL_QUESTIONS = 300  # of each trial of a layer left out
 
 
 @dataclass(frozen=True)
@@ -95,11 +92,16 @@ class Contest:
         dropped = [layer for layer, rate in enumerate(run.layer_skip_rates) if rate == 1]
         planned = self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, dropped)
         RunFolder(folder).check_recipe(recipe_values(planned))
-        if len(run.right) != self.study.questions:
-            raise ConfigError(
-                f"{folder / RUN_RECORD} holds answers to {len(run.right):,} questions, the study asks "
-                f"{self.study.questions:,}. Remove that file to ask the run anew, or give another folder (--output)."
-            )
+        for name, there in (
+            ("questions", len(run.right)),
+            ("question_seed", run.question_seed),
+            ("calibration_questions", run.calibration_questions),
+        ):
+            if there is not None and there != getattr(self.study, name):
+                raise ConfigError(
+                    f"{folder / RUN_RECORD} was asked with {name} {there}, the study has {getattr(self.study, name)}. "
+                    "Remove that file to ask the run anew, or give another folder (--output)."
+                )
         return run
 
     def is_done(self, job: Job) -> bool:
@@ -118,6 +120,7 @@ class Contest:
             runs=runs,
             contrasts=contrasts(study, runs),
             environment=environment(),
+            untrained=self.choice.untrained,
         )
 
     def ask_base(self) -> Evaluation:
@@ -131,28 +134,19 @@ class Contest:
         if arm.control in STATIC_CONTROLS and count == 0:
             raise ConfigError(f"rate {job.rate} of {self.num_layers} layers is less than half a layer. Raise it.")
         if arm.control == "most_skipped":
-            source = StudyRun.load(Job(arm.of, job.rate, job.seed).folder(self.output) / RUN_RECORD)
+            source = self.run(Job(arm.of, job.rate, job.seed))
             layers = most_skipped(source.layer_skip_rates, self.routable)[:count]
         if arm.control == "least_important":
-            layers = self._by_importance[:count]
+            layers = self.choice.by_importance[:count]
         if arm.control == "least_harmful":
-            layers = self._by_harm[:count]
+            layers = self.choice.by_harm[:count]
         return self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, layers)
 
     @cached_property
-    def _by_importance(self) -> list[int]:
-        """Layers, the least important first: the same for every seed and rate."""
-        scores = layer_importance(self.base, self.processor, self.training_questions)
-        return least_important(scores, self.routable)
-
-    @cached_property
-    def _by_harm(self) -> list[int]:
-        """Layers in the order in which they are dropped, as many as the highest rate asks."""
-        identity = RoEConfig(routed_layers=self.routable, adapter_init="zero")
-        dropping = convert(load_base(self.base.name_or_path), identity, self.processor)
-        most = round(max(self.study.rates) * self.num_layers)
-        few = self.training_questions[:TRIAL_QUESTIONS]
-        return least_harmful(dropping, self.processor, few, most, self.routable)
+    def choice(self) -> LayerChoice:
+        """The layers that fixed controls drop: the same for every seed."""
+        asked = (self.training_questions, self.questions)
+        return layer_choice(self.study, self.output, self.base, self.processor, *asked, self.routable)
 
     def _ask(self, job: Job, recipe: Recipe, trained: Trained) -> StudyRun:
         control = self.study.arms[job.arm].control
@@ -164,7 +158,7 @@ class Contest:
             routes = random_routes(self.routable, job.rate, len(self.questions), self.num_layers, job.seed)
         with progress_bar(self.console, f"{job.arm} {job.rate:.0%}", len(self.questions)) as advance:
             asked = ask(trained.model, self.processor, self.questions, routes=routes, advance=advance)
-        return study_run(job, asked, recipe, raw_rate, bias)
+        return study_run(self.study, job, asked, recipe, raw_rate, bias)
 
     def _calibrate(self, trained: Trained, rate: float) -> tuple[float, float]:
         """The rate without a bias and the bias for the wanted one, which the model's folder then holds."""
@@ -176,6 +170,7 @@ class Contest:
 
 
 def study_run(
+    study: Study,
     job: Job,
     asked: Evaluation,
     recipe: Recipe,
@@ -200,6 +195,8 @@ def study_run(
         varied_layers=varied_share(asked.layer_skip_rates),
         training_seconds=_training_seconds(recipe),
         steps=recipe.training.steps,
+        question_seed=study.question_seed,
+        calibration_questions=study.calibration_questions,
     )
 
 

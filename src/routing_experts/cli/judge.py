@@ -70,22 +70,26 @@ def judge(
     source = model_folder(folder)
     device = device or torch.device("cpu")
     routed, processor = from_pretrained(source).to(device), load_processor(source)
-    dense_models = {name: model.to(device) for name, model in _dense_models(folder, routed).items()}
+    dense_models = {name: model.to(device) for name, model in _dense_models(folder, routed, console).items()}
     asked = _ask_all(dense_models, routed, processor, questions, seed, console)
     speed = Speed(dense_seconds=0.0, routed_seconds=0.0, cases=[], note="not measured")
     if with_speed:
         with console.status("measuring seconds …"):
             speed = measure_speed(dense_models[asked.best], routed, processor, questions)
-    if RunFolder(folder).model.is_dir():
-        write_gallery(Path(folder), questions, asked.dense[asked.best], asked.comparison.routed)
     results = _results(asked, speed, len(questions), seed, Path(folder).name)
     results = replace(
         results,
         seconds_total=seconds_before + time.monotonic() - started,
+        keep_bias=routed.roe_config.keep_bias,
         calibration=read_calibration(source, routed.roe_config.keep_bias),
     )
-    if Path(source).is_dir():
-        write_card(Path(source), routed.roe_config, results)
+    try:
+        if RunFolder(folder).model.is_dir():
+            write_gallery(Path(folder), questions, asked.dense[asked.best], asked.comparison.routed)
+        if Path(source).is_dir():
+            write_card(Path(source), routed.roe_config, results)
+    except OSError as error:  # what was measured matters more than the pictures beside it
+        console.print(f"gallery and model card of {folder} were not written: {error}", markup=False)
     return results
 
 
@@ -142,11 +146,17 @@ def _results(asked: _Asked, speed: Speed, num_questions: int, seed: int, name: s
     )
 
 
-def _dense_models(folder: str, routed: Any) -> dict[str, Any]:
-    """What routing is held against: the base model, and the run's dense control if it was trained."""
+def _dense_models(folder: str, routed: Any, console: Console) -> dict[str, Any]:
+    """What routing is held against: the base model, and the run's dense control if it was trained as the run was."""
     models = {"base": load_base(routed.roe_config.base.name_or_path)}
-    tuned = RunFolder(Path(folder) / "tuned").model
-    return models | ({"tuned": load_base(tuned)} if tuned.is_dir() else {})
+    run, tuned = RunFolder(folder).recipe, RunFolder(Path(folder) / "tuned")
+    if not tuned.is_finished or run is None or tuned.recipe is None:
+        return models
+    differing = [name for name in ("model", "data", "training") if run[name] != tuned.recipe[name]]
+    if differing:
+        console.print(f"{tuned.path} is left out: its {', '.join(differing)} settings are not the run's.")
+        return models
+    return models | {"tuned": load_base(tuned.model)}
 
 
 def calibrated(

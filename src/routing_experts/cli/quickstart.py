@@ -6,18 +6,22 @@ from typing import Annotated
 
 import typer
 
+from routing_experts.cli.output import AsJson
+
 
 def quickstart(
     output: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/quickstart"),
     questions: Annotated[int, typer.Option(min=16, help="Held-out questions asked of every model.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the held-out questions.")] = 1000,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an earlier quickstart left.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Convert, train, evaluate and time the pocket model; write a report.
 
     Example: roe quickstart --output runs/first
     """
     from routing_experts.cli.judge import judge
-    from routing_experts.cli.output import start
+    from routing_experts.cli.output import print_json, start
     from routing_experts.evaluation.questions import digits_questions
     from routing_experts.records import RESULTS_NAME
     from routing_experts.reports import print_results, write_report
@@ -28,7 +32,7 @@ def quickstart(
     say = start()
     console = say.progress
     recipe = load_recipe("quickstart", {"output": str(output)})
-    restart = (output / RESULTS_NAME).is_file()  # one that came to its end starts anew, a broken one goes on
+    restart |= (output / RESULTS_NAME).is_file()  # one that came to its end starts anew, a broken one goes on
     (output / RESULTS_NAME).unlink(missing_ok=True)
     console.print("[bold]1/4[/] the pocket model learns to skip its layers")
     train(recipe, console, restart)
@@ -40,5 +44,8 @@ def quickstart(
     results.save(output / RESULTS_NAME)
     console.print("[bold]4/4[/] report")
     page = write_report(output)
+    if json:
+        print_json(results.checked_dict(), say)
+        return
     print_results(results, say.results)
     say.results.print(f"report:  {page}\nresults: {output / RESULTS_NAME}\nmodel:   {output / 'model'}")

@@ -11,7 +11,7 @@ from routing_experts.cli.output import AsJson
 def report(
     folders: Annotated[list[Path], typer.Argument(help="A run's or study's folder; several with --compare.")],
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side on one page.")] = False,
-    output: Annotated[Path, typer.Option(help="Where compare.html goes.")] = Path("."),
+    output: Annotated[Path | None, typer.Option(help="Where compare.html goes; here by default.")] = None,
     json: AsJson = False,
 ) -> None:
     """Draw figures and write a page: report.html in each folder, or compare.html.
@@ -23,8 +23,10 @@ def report(
     from routing_experts.reports import write_comparison, write_report, write_study_report
 
     say = start()
+    if output is not None and not compare:
+        raise typer.BadParameter("--output is for --compare: a run's report stays in the run's folder.")
     if compare:
-        pages = [write_comparison(folders, output)]
+        pages = [write_comparison(folders, output or Path("."))]
     else:
         pages = [
             write_study_report(folder) if (folder / STUDY_NAME).is_file() else write_report(folder)

@@ -12,7 +12,7 @@ def study(
     only: Annotated[list[str] | None, typer.Option(help="Train this arm alone; repeat for several.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Begin no run after so many minutes.")] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Where the record goes; study.json in the folder; - for standard output.")
+        Path | None, typer.Option(help="Where the record goes as well as into the folder; - for standard output.")
     ] = None,
 ) -> None:
     """Train every contender of a study and compare them; a study that was cut short goes on.
@@ -37,6 +37,8 @@ def study(
     contest = Contest(plan, folder, console)
     jobs = [job for job in jobs_of(plan) if not only or job.arm in only]
     started = time.monotonic()
+    for job in filter(contest.is_done, jobs_of(plan)):
+        contest.run(job)  # one of another plan is refused now, not after hours
     for job in jobs:
         late = minutes is not None and time.monotonic() - started > 60 * minutes
         if not late and not contest.is_done(job):
@@ -45,9 +47,9 @@ def study(
     left = sum(not contest.is_done(job) for job in jobs)
     runs = [contest.run(job) for job in jobs_of(plan) if contest.is_done(job)]
     record = contest.record(Path(name).stem, runs, contest.ask_base())
-    target = json or folder / STUDY_NAME
-    if str(target) != "-":
+    if str(json) != "-":
         print_study(record, say.results)
-    write_json(record.to_dict(), target, say, "study")
+    record.save(folder / STUDY_NAME)  # where `roe report` looks for it
+    write_json(record.to_dict(), json or folder / STUDY_NAME, say, "study")
     if left:
         console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")

@@ -29,8 +29,8 @@ def train(
     """
     from routing_experts.cli.output import print_json, start
     from routing_experts.training.recipe import load_recipe
+    from routing_experts.training.run import is_main_process, tuned_base
     from routing_experts.training.run import train as run_training
-    from routing_experts.training.run import tuned_base
 
     say = start()
     overrides = parse_settings(set_ or [])
@@ -39,6 +39,8 @@ def train(
     settings = load_recipe(recipe, overrides)
     settings = tuned_base(settings) if dense else settings
     trained = run_training(settings, say.progress, restart)
+    if not is_main_process():
+        return
     if json:
         print_json({"run": settings.output, "model": str(trained.folder)}, say)
         return

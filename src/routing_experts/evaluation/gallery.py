@@ -8,7 +8,7 @@ from PIL import Image
 from routing_experts.data.images import load_image
 from routing_experts.evaluation.questions import Question
 from routing_experts.evaluation.scoring import Evaluation
-from routing_experts.records import write_text
+from routing_experts.records import GALLERY_NAME, write_text
 
 SHOWN = 12
 
@@ -40,7 +40,7 @@ def write_gallery(folder: Path, questions: list[Question], dense: Evaluation, ro
                 "route": list(routed.answers[index].route),
             }
         )
-    write_text(folder / "gallery.json", json.dumps(items, indent=2) + "\n")
+    write_text(folder / GALLERY_NAME, json.dumps(items, indent=2) + "\n")
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ def write_card(
         license_name: an identifier such as ``apache-2.0``; that of an earlier card stays.
     """
     path = folder / CARD_NAME
-    if results is not None and config.keep_bias != (results.calibration.keep_bias if results.calibration else 0.0):
+    if results is not None and results.keep_bias != config.keep_bias:
         results = None  # of the model before it was calibrated anew
     if not is_hand_written(path):
         write_text(path, model_card(config, results, license_name or _license_of(path)))

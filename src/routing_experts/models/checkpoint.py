@@ -106,6 +106,11 @@ def save_routed(
             if path.name not in {new.name for new in written}:
                 path.unlink()
         os.replace(written[-1], folder / CONFIG_NAME)
+    except SafetensorError as error:  # safetensors wraps the system's errors
+        raise CheckpointError(
+            f"{folder} could not be written ({error}). What was there before stays, if it was whole; make room, or "
+            "choose another folder."
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

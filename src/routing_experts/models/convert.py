@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from routing_experts.config import BaseModel, RoEConfig, TurnMarkers
-from routing_experts.errors import ModelFamilyError
+from routing_experts.errors import ConfigError, ModelFamilyError
 from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.families import family_of
 from routing_experts.models.layer import routed_layer_class
@@ -88,6 +88,32 @@ def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | 
         model.routing_tokens = nn.Parameter(tokens.to(device=like.device, dtype=_float_dtype(model)))
     set_model_class(model)
     model.roe_config = config
+    return model
+
+
+def retarget(model: Any, config: RoEConfig) -> Any:
+    """Gives a routed model other settings to be trained on with; its parts stay, a bias of calibration goes.
+
+    Args:
+        model: routed.
+        config: its layers and width must be those that the model's parts were made for.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    old: RoEConfig = model.roe_config
+    num_layers = len(family_of(model).decoder_layers(model))
+    for name, has, wanted in (
+        ("routed layers", old.layers_to_route(num_layers), config.layers_to_route(num_layers)),
+        ("bottleneck_size", old.bottleneck_size, config.bottleneck_size or old.bottleneck_size),
+    ):
+        if has != wanted:
+            raise ConfigError(
+                f"{name}: the model was made with {has}, the recipe asks for {wanted}. Give the recipe's `roe` the "
+                "model's, or start from the base model."
+            )
+    kept = {"base": old.base, "markers": old.markers, "bottleneck_size": old.bottleneck_size}
+    model.roe_config = replace(config, **kept)  # type: ignore[arg-type]
     return model
 
 

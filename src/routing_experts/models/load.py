@@ -10,6 +10,7 @@ from routing_experts.config import CONFIG_NAME, RoEConfig
 from routing_experts.errors import CheckpointError
 from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no_pickle, fingerprint, load_parts
 from routing_experts.models.convert import base_model_of, convert
+from routing_experts.optional import need
 
 POCKET = Path(__file__).parent.parent / "pocket"
 
@@ -94,6 +95,7 @@ def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
 
     Raises:
         CheckpointError: if the folder is incomplete, of a newer format, or of another base model.
+        MissingExtraError: for a quantised base without bitsandbytes.
     """
     path = _local(folder)
     config = RoEConfig.load(path)
@@ -103,6 +105,8 @@ def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
             f"{path} holds RoE parts alone and does not say whose: their base had no name. "
             "Pass base=..., the model or its name."
         )
+    if "quantization_config" in kwargs and "BitsAndBytes" in type(kwargs["quantization_config"]).__name__:
+        need("bitsandbytes", "quant", "4-bit and 8-bit loading")
     own_base = base is None and has_base
     if base is None or isinstance(base, str | Path):
         named = config.base.name_or_path if config.base else ""

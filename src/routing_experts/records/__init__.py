@@ -5,6 +5,7 @@ from routing_experts.records.environment import environment
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log
 from routing_experts.records.results import (
     CALIBRATION_NAME,
+    GALLERY_NAME,
     MAX_ROUTES,
     RESULTS_NAME,
     Calibration,
@@ -20,10 +21,11 @@ from routing_experts.records.results import (
     SweepPoint,
     TaskResult,
 )
-from routing_experts.records.study import STUDY_NAME, Contrast, StudyRecord, StudyRun
+from routing_experts.records.study import STUDY_NAME, Contrast, LayerChoice, StudyRecord, StudyRun
 
 __all__ = [
     "CALIBRATION_NAME",
+    "GALLERY_NAME",
     "LOG_NAME",
     "MAX_ROUTES",
     "RESULTS_NAME",
@@ -33,6 +35,7 @@ __all__ = [
     "Count",
     "Dense",
     "Entry",
+    "LayerChoice",
     "LogLine",
     "Positive",
     "Results",

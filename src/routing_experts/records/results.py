@@ -8,6 +8,7 @@ from routing_experts.errors import ReportError
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
 
 RESULTS_NAME = "results.json"
+GALLERY_NAME = "gallery.json"
 MAX_ROUTES = 32
 CALIBRATION_NAME = "calibration.json"
 
@@ -134,7 +135,8 @@ class Results(Entry):
 
     Attributes:
         tuned: the base model fine-tuned on the same records for as many steps; None if that was not trained.
-        calibration: of the gate bias; None if the model answers as it was trained.
+        calibration: of the keep bias; None if it was not calibrated, or not here.
+        keep_bias: with which it was measured.
         routes: those that questions took, the commonest first; ``MAX_ROUTES`` at most.
         route_information: bits that a question's route tells about its task.
     """
@@ -155,6 +157,7 @@ class Results(Entry):
     recipe: str
     num_layers: Positive
     calibration: Calibration | None = None
+    keep_bias: float = 0.0
     routes: list[RouteCount] = field(default_factory=list)
     route_information: float | None = None
 

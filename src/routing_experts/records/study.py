@@ -1,6 +1,6 @@
 """``study.json``: every run of a study, and how the arms compare on the same questions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ class StudyRun(Entry):
         route_information: bits that the route tells about the task.
         varied_layers: the share of layers that between 5 % and 95 % of the questions skip.
         training_seconds: of this run alone.
+        question_seed, calibration_questions: what it was asked and calibrated with; None in older records.
     """
 
     arm: str
@@ -42,6 +43,8 @@ class StudyRun(Entry):
     varied_layers: Share
     training_seconds: Seconds
     steps: Positive
+    question_seed: Count | None = None
+    calibration_questions: Count | None = None
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""
@@ -51,6 +54,24 @@ class StudyRun(Entry):
     def load(cls, path: Path) -> Self:
         """Reads and checks the file."""
         return load_json(path, cls.from_dict)
+
+
+@dataclass(frozen=True)
+class LayerChoice(Entry):
+    """Layers in the order in which fixed controls drop them.
+
+    Attributes:
+        by_importance: the least important first.
+        by_harm: dropped one after the other, each time the one that costs the base least.
+        untrained: by skip rate, the base's accuracy on held-out questions with so many layers dropped, ``by_harm``.
+        training_questions, questions: how many were asked for the choice, and for ``untrained``.
+    """
+
+    by_importance: list[int]
+    by_harm: list[int]
+    untrained: dict[str, Share]
+    training_questions: Positive
+    questions: Positive
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,11 @@ class Contrast(Entry):
 
 @dataclass(frozen=True)
 class StudyRecord(Entry):
-    """All that a study measured; the contents of ``study.json``."""
+    """All that a study measured; the contents of ``study.json``.
+
+    Attributes:
+        untrained: by skip rate, the base's accuracy without so many layers, chosen to harm least, and no training.
+    """
 
     name: str
     plan: dict[str, Any]
@@ -79,6 +104,7 @@ class StudyRecord(Entry):
     runs: list[StudyRun]
     contrasts: list[Contrast]
     environment: dict[str, Any]
+    untrained: dict[str, Share] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""

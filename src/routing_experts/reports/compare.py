@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from routing_experts.errors import ReportError
-from routing_experts.records import LOG_NAME, RESULTS_NAME, Results, read_log, write_text
+from routing_experts.records import LOG_NAME, RESULTS_NAME, STUDY_NAME, Results, read_log, write_text
 from routing_experts.reports.many import draw_budgets, draw_curves
 from routing_experts.reports.page import FIGURES_FOLDER, drawing_of, render
 from routing_experts.reports.summary import NONE, Grid, duration, headline_cases, percent, speed_up, times
@@ -25,6 +25,9 @@ def write_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     """
     if len(run_dirs) < 2:
         raise ReportError(f"{len(run_dirs)} run to compare: a comparison needs two or more. Name another run's folder.")
+    studies = [folder for folder in run_dirs if (folder / STUDY_NAME).is_file()]
+    if studies:
+        raise ReportError(f"{studies[0]} holds a study, whose page compares its runs: leave --compare out for it.")
     names = _names(run_dirs)
     runs = {name: Results.load(folder / RESULTS_NAME) for name, folder in zip(names, run_dirs, strict=True)}
     logs = {

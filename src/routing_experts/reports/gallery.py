@@ -8,7 +8,6 @@ from pathlib import Path
 from routing_experts.errors import ReportError
 from routing_experts.records import Entry, load_json
 
-GALLERY_NAME = "gallery.json"
 MAX_SHOWN = 12
 
 

@@ -6,9 +6,9 @@ from itertools import groupby
 from pathlib import Path
 
 from routing_experts.errors import ReportError
-from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
+from routing_experts.records import GALLERY_NAME, LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
 from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, smoothing_window
-from routing_experts.reports.gallery import GALLERY_NAME, MAX_SHOWN, GalleryItem, layers_in_words, load_gallery
+from routing_experts.reports.gallery import MAX_SHOWN, GalleryItem, layers_in_words, load_gallery
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, data_uri, drawing_of, render
 from routing_experts.reports.routes import MAX_BARS, draw_routes
 from routing_experts.reports.summary import (

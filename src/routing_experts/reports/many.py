@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ def draw_arms(study: StudyRecord, look: Look) -> Figure:
     for index, rate in enumerate(rates):
         runs = [run for run in study.runs if run.wanted == rate]
         rows = [names.index(run.arm) for run in runs]
-        style = {"color": _colour(index, look), "markersize": 5, "alpha": 0.75}
+        style: dict[str, Any] = {"color": _colour(index, look), "markersize": 5, "alpha": 0.75}
         axes.plot([100 * run.accuracy for run in runs], rows, "o", label=f"{rate:.0%} skipped", **style)
         for arm in {run.arm for run in runs}:
             row = names.index(arm)

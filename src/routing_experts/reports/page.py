@@ -44,12 +44,13 @@ def drawing_of(
     folder: Path, name: str, draw: Callable[[Look], Figure] | None, caption: str, missing: str, alternative: str
 ) -> Drawing:
     """Draws a figure in every look into a folder; without ``draw`` an earlier report's files go."""
+    stem = name.lower().replace(" ", "-")
     if draw is None:
         for look in LOOKS:  # an earlier report's
-            (folder / f"{name}{look.suffix}.png").unlink(missing_ok=True)
+            (folder / f"{stem}{look.suffix}.png").unlink(missing_ok=True)
         return Drawing(name, missing)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = save_figure(draw, folder, name.lower().replace(" ", "-"))
+    paths = save_figure(draw, folder, stem)
     return Drawing(name, caption, alternative, {suffix: data_uri(path.read_bytes()) for suffix, path in paths.items()})
 
 

@@ -33,12 +33,15 @@ def arms(study: StudyRecord) -> Grid:
     for run in study.runs:
         groups.setdefault((run.wanted, run.arm), []).append(run)
     rows = tuple(_arm_row(arm, runs) for (_, arm), runs in sorted(groups.items(), key=lambda item: item[0][0]))
+    base = f"{percent(study.base_accuracy)}" + "".join(
+        f", {percent(accuracy)} without {float(rate):.0%} of its layers" for rate, accuracy in study.untrained.items()
+    )
     return Grid(
         f"Study {study.name}",
         ("arm", "accuracy", "by seed", "skips", "raw", "vary", "bits"),
         rows,
         note=f"{study.questions:,} held-out questions, the same for every run; the base model, not trained further: "
-        f"{percent(study.base_accuracy)}. Skips: share of all decoder layers; raw: before calibration; vary: share of "
+        f"{base}. Skips: share of all decoder layers; raw: before calibration; vary: share of "
         "the layers that 5 % to 95 % of the questions skip; bits: mutual information of route and task.",
     )
 

@@ -15,11 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from routing_experts.errors import TrainingError
-from routing_experts.records import LOG_NAME, RESULTS_NAME, save_json
+from routing_experts.records import GALLERY_NAME, LOG_NAME, RESULTS_NAME, save_json
 
 MARKER = "complete.json"
 RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
+RUN_FORMAT = 1
 # What may differ between a run and its continuation: nothing that a weight depends on.
 HARMLESS = ("output", "training.save_steps", "training.save_total_limit", "training.logging_steps")
 
@@ -63,6 +64,8 @@ class RunFolder:
     def begin(self, recipe: Mapping[str, Any], restart: bool = False) -> None:
         """Makes the folder this recipe's, or goes on with what is there of it; incomplete checkpoints are removed.
 
+        A run that left neither a whole checkpoint nor a model claims nothing: any recipe may take its place.
+
         Args:
             recipe: plain settings.
             restart: throw away what an earlier run of whatever recipe left.
@@ -80,11 +83,11 @@ class RunFolder:
                 f"{self.path} holds checkpoints but no {RUN_NAME} that says of which recipe; another version may have "
                 "written them. Give another output folder, or throw them away (--restart)."
             )
-        if started is not None:
+        if started is not None and (started["finished"] or last_complete(self.checkpoints) is not None):
             self._refuse_other(_differences(started["recipe"], wanted))
         else:
             self.log.unlink(missing_ok=True)
-            self._write({"recipe": wanted, "facts": {}, "finished": False})
+            self._write({"format": RUN_FORMAT, "recipe": wanted, "facts": {}, "finished": False})
         remove_incomplete(self.checkpoints)
 
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
@@ -114,6 +117,12 @@ class RunFolder:
             )
 
     @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The plain settings of the run that the folder holds, if it holds one."""
+        run = self._read()
+        return run and run["recipe"]
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run that the folder holds came to its end and wrote its model."""
         run = self._read()
@@ -133,7 +142,7 @@ class RunFolder:
         for folder in (self.checkpoints, self.tensorboard, self.model):
             if folder.exists():
                 shutil.rmtree(folder)
-        for file in (self.log, self.path / RESULTS_NAME):
+        for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME):
             file.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
@@ -141,7 +150,13 @@ class RunFolder:
             return None
         try:
             run = json.loads(self._run.read_text(encoding="utf-8"))
+            if run.get("format", RUN_FORMAT) != RUN_FORMAT:
+                raise TrainingError(
+                    f"{self._run} has format {run['format']!r}, this library reads {RUN_FORMAT}: another version began "
+                    "the run. Go on with that version, or give another output folder (--output)."
+                )
             return {
+                "format": RUN_FORMAT,
                 "recipe": dict(run["recipe"]),
                 "facts": dict(run.get("facts", {})),
                 "finished": bool(run["finished"]),

@@ -202,5 +202,20 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"roe.preset={preset!r}: expected a preset's name.")
     if preset == "paper" and not values.get("annealing"):
         values["annealing"] = PAPER_ANNEALING
+    _refuse_contradictions(roe, values)
     values["roe"] = RoEConfig.preset(preset, **checked(RoEConfig, roe, "roe"))
     return build(Recipe, values, "")
+
+
+def _refuse_contradictions(roe: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises ``ConfigError`` for settings of which one would be ignored beside the other, or that nobody may set."""
+    own = sorted({"markers", "base", "format_version", "keep_bias"} & set(roe))
+    if own:
+        raise ConfigError(f"roe.{own[0]}: the library fills it in, from the model or by calibration. Take it out.")
+    if "prompt_format" in roe:
+        raise ConfigError("roe.prompt_format: the data's layout is the model's. Set data.prompt_format instead.")
+    if roe.get("routed_layers") is not None and "num_unrouted_layers" in roe:
+        raise ConfigError("roe.routed_layers and roe.num_unrouted_layers: each says which layers route. Give one.")
+    data = values.get("data")
+    if isinstance(data, Mapping) and data.get("images") is not None and data.get("source", "digits") == "digits":
+        raise ConfigError("data.images with the digits task, which draws its own pictures. Give data.source, a file.")

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
@@ -23,9 +25,9 @@ from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.encode import Encoder
 from routing_experts.data.llava_json import load_records
 from routing_experts.data.markers import find_markers
-from routing_experts.errors import InterruptedRunError, TrainingError
+from routing_experts.errors import CheckpointError, ConfigError, InterruptedRunError, RoutingExpertsError, TrainingError
 from routing_experts.models.checkpoint import fingerprint
-from routing_experts.models.convert import convert, is_routed
+from routing_experts.models.convert import convert, is_routed, retarget
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
@@ -46,7 +48,7 @@ class Trained:
     folder: Path
 
 
-def train(recipe: Recipe, console: Console | None = None, restart: bool = False, base: Any = None) -> Trained:
+def train(recipe: Recipe, console: Console | None = None, restart: bool = False) -> Trained:
     """Runs a recipe to its end and writes the model's folder.
 
     A run that was cut short goes on from its last whole checkpoint, to the weights that it would have had; one that is
@@ -56,37 +58,57 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False,
         recipe: what to do.
         console: where progress is shown.
         restart: throw away what is in the output folder of this or another run.
-        base: a base model that is loaded already; the recipe's by default.
 
     Raises:
+        ConfigError: if the recipe's settings contradict each other, or the model that it starts from.
         TrainingError: if the output folder holds another recipe's run or is in use, or a checkpoint cannot be written.
         InterruptedRunError: after Ctrl-C.
     """
     console = console or Console()
     check_engine(recipe)
+    _check_paths(recipe)
     folder = RunFolder(recipe.output)
-    with folder.locked() if _is_main_process() else nullcontext():
-        with training_arguments(recipe).main_process_first(local=False):  # the others read what it leaves
-            if _is_main_process():
-                folder.begin(recipe_values(recipe), restart)
-                folder.check_facts(_facts(recipe.data))
+    with folder.locked() if is_main_process() else nullcontext():
+        _begin(folder, recipe, restart)
         if folder.is_finished:
             console.print(f"{folder.path} is finished already; --restart trains it anew.")
             load = from_pretrained if is_routed_folder(folder.model) else load_base
             return Trained(load(folder.model), load_processor(folder.model), folder.model)
-        return _train_in(folder, recipe, console, base)
+        return _train_in(folder, recipe, console)
 
 
-def _train_in(folder: RunFolder, recipe: Recipe, console: Console, base: Any) -> Trained:
+def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> None:
+    """The main process looks at the folder and makes it this run's; the others wait, and go no further if it failed."""
+    training_arguments(recipe)  # joins the processes, if there are several
+    failure: Exception | None = None
+    if is_main_process():
+        try:
+            folder.begin(recipe_values(recipe), restart)
+            if not folder.is_finished:
+                folder.check_facts(_facts(recipe.data))
+        except (RoutingExpertsError, OSError) as error:
+            failure = error
+    failed = [failure is not None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(failed, src=0)
+    if failure is not None:
+        raise failure
+    if failed[0]:
+        raise TrainingError(f"{folder.path} cannot be trained in: the first process says why. Mend that, then repeat.")
+
+
+def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     """Trains what is left to train in a folder that has begun."""
     last = last_complete(folder.checkpoints)
     set_seed(recipe.training.seed)
     processor = load_processor(recipe.model)
-    model = base if base is not None else _load(recipe)
-    if _is_main_process():
+    model = _load(recipe)
+    if is_main_process():
         folder.check_facts({"base": fingerprint(model)})
-    if recipe.is_routed and not is_routed(model):
-        roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
+    roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
+    if recipe.is_routed and is_routed(model):
+        retarget(model, roe)
+    elif recipe.is_routed:
         convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
     if recipe.lora is not None:
         model = _with_lora(model, recipe)
@@ -108,11 +130,16 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console, base: Any) ->
                     )
     finally:
         bar.close()
-    return _finish(recipe, folder, model, processor, trainer)
+    trained = _finish(recipe, folder, model, processor, trainer)
+    if guard.interrupted:
+        raise InterruptedRunError(f"interrupted in the last step: the run is finished, its model is {trained.folder}.")
+    return trained
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Raises ``TrainingError`` for what DeepSpeed cannot do with a recipe, or if it is not installed."""
+    """Raises ``TrainingError`` for what DeepSpeed cannot do with a recipe; ``MissingExtraError`` for what it needs."""
+    if recipe.lora is not None:
+        need("peft", "lora", "the recipe's `lora`")
     if recipe.training.deepspeed:
         need("deepspeed", "deepspeed", "`training.deepspeed`")
     if recipe.training.deepspeed and recipe.lora is not None:
@@ -136,7 +163,18 @@ def _facts(data: DataSettings) -> dict[str, Any]:
     return facts
 
 
-def _is_main_process() -> bool:
+def _check_paths(recipe: Recipe) -> None:
+    """Raises ``ConfigError`` if the model to start from lies where the run writes, or restarting would delete it."""
+    model, output = Path(recipe.model), Path(recipe.output)
+    if model.exists() and model.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(
+            f"model {recipe.model} lies inside output {recipe.output}: the run would overwrite what it starts from. "
+            "Give another output folder (--output)."
+        )
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and speaks, of all that train together."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -201,10 +239,16 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
     if recipe.lora is not None:
         model = model.merge_and_unload()
     model.eval()
-    if _is_main_process():
-        model.save_pretrained(folder.model, state_dict=state)
-        processor.save_pretrained(folder.model)
-        folder.finish()
+    if is_main_process():
+        try:
+            model.save_pretrained(folder.model, state_dict=state)
+            processor.save_pretrained(folder.model)
+            folder.finish()
+        except (OSError, SafetensorError, CheckpointError) as error:
+            raise TrainingError(
+                f"{folder.model} could not be written ({error}). The last checkpoint is whole: make room or mend the "
+                "folder, then run the same command again."
+            ) from error
     return Trained(model, processor, folder.model)
 
 

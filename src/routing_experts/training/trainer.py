@@ -28,6 +28,8 @@ from routing_experts.training.schedule import Stage, lr_factor
 
 MEMORY = 0.7  # of the running mean of skip rates: a few steps, enough to even out batches
 LAYER_RATE = "skip_rate/layer_"  # the prefix under which each layer's rate is logged
+# What a save that finds no room raises: torch, safetensors and we wrap the system's errors.
+UNWRITTEN = (OSError, RuntimeError, SafetensorError, CheckpointError)
 
 
 class RoETrainer(Trainer):
@@ -200,7 +202,7 @@ class RoETrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's errors
+        except UNWRITTEN as error:
             if self.is_world_process_zero():
                 shutil.rmtree(folder, ignore_errors=True)
             whole = last_complete(checkpoints)
