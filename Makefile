@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint format digits pocket study clean
+.PHONY: help setup quickstart test test-slow lint format digits pocket study calibration install-record clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the tested versions; does nothing when they are in place
 
@@ -45,6 +45,12 @@ pocket: setup ## train the pocket model's weights anew, into runs/pocket and run
 
 study: setup ## train routing and its rivals on the digits, three seeds; hours, in shards of 50 minutes
 	$(BIN)/roe study digits --minutes 50
+
+calibration: setup ## calibrate the study's routed models to 10 to 40 %, and check on held-out questions
+	$(BIN)/python benchmarks/calibration.py runs/digits/routed-33.33/seed-*
+
+install-record: setup ## time a stranger's install: the wheel, an empty environment, the quickstart
+	$(BIN)/python benchmarks/install.py
 
 clean: ## remove .venv, caches and build products; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

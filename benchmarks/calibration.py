@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from routing_experts.errors import ConfigError
 from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
 from routing_experts.evaluation.evaluate import ask
 from routing_experts.evaluation.questions import digits_questions
@@ -31,7 +32,12 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     ]
     rows = []
     for wanted in RATES:
-        found = calibration(*meters, wanted)
+        try:
+            found = calibration(*meters, wanted)
+        except ConfigError as error:  # a rate that no bias gives is a finding, too
+            rows.append({"run": "/".join(run.parts[-2:]), "wanted": wanted, "refused": str(error)})
+            print(f"{run}: {error}")
+            continue
         asked = ask(with_bias(model, found.keep_bias), processor, heldout)
         rows.append({"run": "/".join(run.parts[-2:]), **found.to_dict(), "accuracy": asked.accuracy})
         print(f"{run}: {wanted:.0%} wanted, {found.heldout_skip_rate:.1%} held out, {asked.accuracy:.1%} right")

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from site import getsitepackages
 
 import pytest
 
@@ -42,16 +43,23 @@ def test_a_wheel_installed_in_an_empty_environment_runs_in_an_empty_folder(tmp_p
     ):
         assert f"routing_experts/{name}" in held, name
     assert not [name for name in held if "test" in name or name.endswith((".bin", ".pt"))]
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "env"], check=True)
-    python = tmp_path / "env" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel], check=True)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python, roe = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "roe"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text("\n".join(getsitepackages()))  # this environment's, not downloaded again
     empty = tmp_path / "empty"
     empty.mkdir()
     said = subprocess.run(
-        [tmp_path / "env" / "bin" / "roe", "generate", "pocket", "--prompt", "Add 3 and 4."],
-        cwd=empty,
-        capture_output=True,
-        text=True,
+        [roe, "generate", "pocket", "--prompt", "Add 3 and 4."], cwd=empty, capture_output=True, text=True
     )
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("7"), said.stdout
+    few = ["--set", "training.steps=3", "--set", "training.batch_size=8"]
+    said = subprocess.run([roe, "train", "quickstart", *few], cwd=empty, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert (empty / "runs" / "quickstart" / "model" / "roe.safetensors").is_file()
+    where = subprocess.run(
+        [python, "-c", "import routing_experts; print(routing_experts.__file__)"], cwd=empty, capture_output=True
+    )
+    assert str(site).encode() in where.stdout
