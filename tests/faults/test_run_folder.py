@@ -240,6 +240,30 @@ def test_a_disk_that_is_really_full(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
+def test_a_place_that_is_really_read_only(tmp_path):
+    """Guards training and evaluation on a mounted archive: one line each, and the scores go where they were sent."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs privileges")
+    try:
+        quiet_run(recipe(disk / "run"))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        roe = [sys.executable, "-W", "ignore", "-c", "from routing_experts.cli import main; main()"]
+        new = subprocess.run([*roe, "train", "digits", "--output", str(disk / "new")], capture_output=True, text=True)
+        assert new.returncode == 1
+        assert "Traceback" not in new.stderr
+        assert "cannot be written to" in " ".join(new.stderr.split())
+        scores = tmp_path / "scores.json"
+        asked = [*roe, "evaluate", str(disk / "run"), "--questions", "16", "--no-speed", "--json", str(scores)]
+        done = subprocess.run(asked, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(scores.read_text())["questions"] == 16
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
     """Guards the command line: a path through a file, as a read-only place, is named without a traceback."""
     (tmp_path / "file").write_text("")
