@@ -4,6 +4,8 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,20 @@ with RunFolder(sys.argv[1]).locked():
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, where this process may mount one."""
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a file system needs privileges")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def checkpoint(folder: Path, step: int, whole: bool = True) -> Path:
@@ -223,11 +239,7 @@ def test_a_full_disk_loses_nothing_that_was_whole(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
     """The same on a small file system, through the command line."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("mounting a file system needs privileges")
-    try:
+    with small_disk(tmp_path / "disk", "30m") as disk:
         of = recipe(disk / "run", steps=6, save_steps=1)
         with pytest.raises(TrainingError, match="could not be written"):
             quiet_run(of)
@@ -236,18 +248,12 @@ def test_a_disk_that_is_really_full(tmp_path):
         assert quiet_run(of).folder.is_dir()
         assert from_pretrained(disk / "run" / "model") is not None
         assert whole is None or int(whole.name.split("-")[1]) < 6
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow
 def test_a_place_that_is_really_read_only(tmp_path):
     """Guards training and evaluation on a mounted archive: one line each, and the scores go where they were sent."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("mounting a file system needs privileges")
-    try:
+    with small_disk(tmp_path / "disk", "200m") as disk:
         quiet_run(recipe(disk / "run"))
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         roe = [sys.executable, "-W", "ignore", "-c", "from routing_experts.cli import main; main()"]
@@ -260,8 +266,6 @@ def test_a_place_that_is_really_read_only(tmp_path):
         done = subprocess.run(asked, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert json.loads(scores.read_text())["questions"] == 16
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
