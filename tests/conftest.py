@@ -1,22 +1,24 @@
 """Fixtures that many tests share; the models and prompts themselves are built in ``tiny.py``."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+# Tiny tensors are slower on many threads, in the processes that tests start as well. Before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 from tiny import tiny_llama, tiny_llava
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on many threads; and a test that sets a seed leaves no trace."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def own_draws() -> Iterator[None]:
+    """A test that sets a seed leaves no trace."""
     with torch.random.fork_rng(devices=[]):
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["llava", "llama"])
