@@ -1,6 +1,8 @@
 """README quotes records only: the table between its markers is a committed record's, word for word."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from routing_experts.records import Results, StudyRecord
 from routing_experts.reports import results_markdown, study_markdown
@@ -20,3 +22,26 @@ def test_the_study_s_tables_are_the_record() -> None:
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     block = page.split("<!-- study:begin -->\n")[1].split("<!-- study:end -->")[0]
     assert block == study_markdown(StudyRecord.load(ROOT / "benchmarks" / "results" / "study.json"))
+
+
+def calibration_table(record: dict[str, Any]) -> str:
+    """The table of docs/studies.md: a row a wanted rate, a figure a run."""
+    lines = ["| wanted | held out, by seed | right answers, by seed |", "|--:|--:|--:|"]
+    for wanted in sorted({row["wanted"] for row in record["rows"]}):
+        rows = [row for row in record["rows"] if row["wanted"] == wanted]
+        rates = " / ".join(f"{100 * row['heldout_skip_rate']:.1f}" for row in rows)
+        right = " / ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
+        lines.append(f"| {100 * wanted:.0f} % | {rates} % | {right} % |")
+    return "\n".join(lines)
+
+
+def test_the_calibration_table_is_the_record() -> None:
+    """Guards docs/studies.md's table and its sentence: rates from 10 to 40 %, none off by a point."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "calibration.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    block = page.split("<!-- calibration:begin -->\n")[1].split("\n<!-- calibration:end -->")[0]
+    assert block == calibration_table(record)
+    assert {row["wanted"] for row in record["rows"]} >= {0.1, 0.2, 0.3, 0.4}
+    assert len({row["run"] for row in record["rows"]}) == 3
+    assert max(abs(row["heldout_skip_rate"] - row["wanted"]) for row in record["rows"]) < 0.01
+    assert not record["environment"]["commit"].endswith("-dirty")
