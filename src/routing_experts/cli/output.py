@@ -55,8 +55,6 @@ class Output:
 
         hf_logging.set_verbosity_error()
         hf_logging.disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # both are imported in passing where installed
-        logging.getLogger("DeepSpeed").addFilter(_is_error)  # sets its level itself when it is imported
 
 
 def _is_error(record: logging.LogRecord) -> bool:
@@ -70,6 +68,9 @@ _current: ContextVar[Output | None] = ContextVar("output", default=None)
 def speaking(output: Output) -> Iterator[None]:
     """The manner of one command, from the options before its verb to its end."""
     token, stdout = _current.set(output), sys.stdout
+    if not output.verbose:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # both are imported in passing where installed
+        logging.getLogger("DeepSpeed").addFilter(_is_error)  # sets its level itself when it is imported
     try:
         yield
     finally:
