@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from routing_experts.cli.judge import HELDOUT_SEED, TRAINING_SEED
 from routing_experts.errors import ConfigError
 from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
 from routing_experts.evaluation.evaluate import ask
@@ -17,8 +18,7 @@ from routing_experts.records import environment, save_json
 from routing_experts.training.folder import RunFolder
 
 RATES = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
-TRAINING_QUESTIONS, TRAINING_SEED = 1000, 3
-HELDOUT_QUESTIONS, HELDOUT_SEED = 2000, 2000
+TRAINING_QUESTIONS, HELDOUT_QUESTIONS = 1000, 2000
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
@@ -30,16 +30,16 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
         RateMeter(model, processor, questions)
         for questions in (digits_questions(TRAINING_QUESTIONS, TRAINING_SEED, split="train"), heldout)
     ]
-    rows = []
+    rows, name = [], "/".join(run.parts[-2:])
     for wanted in RATES:
         try:
             found = calibration(*meters, wanted)
         except ConfigError as error:  # a rate that no bias gives is a finding, too
-            rows.append({"run": "/".join(run.parts[-2:]), "wanted": wanted, "refused": str(error)})
+            rows.append({"run": name, "wanted": wanted, "refused": str(error)})
             print(f"{run}: {error}")
             continue
         asked = ask(with_bias(model, found.keep_bias), processor, heldout)
-        rows.append({"run": "/".join(run.parts[-2:]), **found.to_dict(), "accuracy": asked.accuracy})
+        rows.append({"run": name, **found.to_dict(), "accuracy": asked.accuracy})
         print(f"{run}: {wanted:.0%} wanted, {found.heldout_skip_rate:.1%} held out, {asked.accuracy:.1%} right")
     return rows
 

@@ -143,8 +143,9 @@ def test_a_run_of_another_format_is_refused(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(noted))
     assert quiet_run(recipe(tmp_path)).folder.is_dir()
     (tmp_path / "run.json").write_text(json.dumps(noted | {"format": 2}))
-    with pytest.raises(TrainingError, match="format 2, this library reads 1"):
+    with pytest.raises(TrainingError, match="format 2, this library reads 1") as told:
         quiet_run(recipe(tmp_path))
+    assert "does not say which recipe" not in str(told.value)
 
 
 def test_a_model_inside_the_output_is_refused_before_anything_is_removed(tmp_path):
@@ -173,15 +174,28 @@ def test_training_on_from_a_routed_model(tmp_path):
 def test_a_full_disk_at_the_last_save_keeps_the_checkpoint(tmp_path, monkeypatch):
     """Guards a finished training whose model finds no room: one message, and the same command writes it."""
     of = recipe(tmp_path / "run", steps=6, save_steps=1)
+    real = checkpoint_module.save_file
 
-    def full(*args, **kwargs):
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    def full(tensors, path, **kwargs):
+        if "checkpoint" not in str(path.parent.name):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(tensors, path, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
-        with pytest.raises(TrainingError, match=r"No space left.*(whole|same command)"):
+        with pytest.raises(
+            TrainingError,
+            match=r"model could not be written \(I/O.*No space left.*checkpoint-\d is whole.*same command",
+        ):
             quiet_run(of)
     assert quiet_run(of).folder.is_dir()
+    stage = {"name": "all", "until": 1.0, "trains": ["adapters", "routers", "decoder"], "gate": "learned"}
+    alone = recipe_from_dict(settings(tmp_path / "alone") | {"stages": [stage]})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "save_file", full)
+        with pytest.raises(TrainingError, match=r"No space left.*same command") as told:
+            quiet_run(alone)
+    assert "whole and stays" not in str(told.value)  # there is no checkpoint to go on from
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
         with pytest.raises(CheckpointError, match="could not be written"):

@@ -14,7 +14,7 @@ from rich.console import Console
 from routing_experts.cli.common import progress_bar
 from routing_experts.cli.layer_choice import layer_choice
 from routing_experts.errors import ConfigError
-from routing_experts.evaluation.calibration import RateMeter, find_bias, with_bias
+from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
 from routing_experts.evaluation.evaluate import ask, information
 from routing_experts.evaluation.paired import paired_difference, varied_share
@@ -162,11 +162,9 @@ class Contest:
 
     def _calibrate(self, trained: Trained, rate: float) -> tuple[float, float]:
         """The rate without a bias and the bias for the wanted one, which the model's folder then holds."""
-        meter = RateMeter(trained.model, self.processor, self.training_questions)
-        raw = meter.rate(0.0)
-        found = find_bias(meter, rate)
+        found = calibration(RateMeter(trained.model, self.processor, self.training_questions), None, rate)
         with_bias(trained.model, found.keep_bias).roe_config.save(trained.folder)
-        return raw, found.keep_bias
+        return found.raw_skip_rate, found.keep_bias
 
 
 def study_run(

@@ -49,7 +49,8 @@ def study(
     record = contest.record(Path(name).stem, runs, contest.ask_base())
     if str(json) != "-":
         print_study(record, say.results)
-    record.save(folder / STUDY_NAME)  # where `roe report` looks for it
-    write_json(record.to_dict(), json or folder / STUDY_NAME, say, "study")
+    write_json(record.to_dict(), folder / STUDY_NAME, say, "study")  # where `roe report` looks for it
+    if json is not None:
+        write_json(record.to_dict(), json, say, "study")
     if left:
         console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")

@@ -1,6 +1,5 @@
 """A few questions with their pictures, both answers and the route: what the report shows of a run."""
 
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -8,7 +7,7 @@ from PIL import Image
 from routing_experts.data.images import load_image
 from routing_experts.evaluation.questions import Question
 from routing_experts.evaluation.scoring import Evaluation
-from routing_experts.records import GALLERY_NAME, write_text
+from routing_experts.records import GALLERY_NAME, save_json
 
 SHOWN = 12
 
@@ -40,7 +39,7 @@ def write_gallery(folder: Path, questions: list[Question], dense: Evaluation, ro
                 "route": list(routed.answers[index].route),
             }
         )
-    write_text(folder / GALLERY_NAME, json.dumps(items, indent=2) + "\n")
+    save_json(folder / GALLERY_NAME, items)
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

@@ -53,9 +53,8 @@ def measure_speed(
     cases: list[SpeedCase] = []
     routes: dict[int, Tensor] = {}
     for batch_size in BATCHES:
-        asked = [questions[index % len(questions)] for index in range(batch_size)]
-        if batch_size == 1:
-            asked = [_typical(routed, processor, questions[:TYPICAL_OF])]
+        in_order = [questions[index % len(questions)] for index in range(batch_size)]
+        asked = in_order if batch_size > 1 else [_typical(routed, processor, questions[:TYPICAL_OF])]
         batch = _prompts(routed, processor, asked)
         routes[batch_size] = _routes(routed, batch)
         cases += _cases(dense, routed, batch, routes[batch_size], None, "this", repeats)

@@ -76,8 +76,7 @@ def write_study_report(folder: Path) -> Path:
     """
     study = StudyRecord.load(folder / STUDY_NAME)
     logs: dict[str, dict[str, list[LogLine]]] = {}
-    arms = list(study.plan.get("arms", {}))
-    order = {arm: number for number, arm in enumerate(arms)}
+    order = {arm: number for number, arm in enumerate(study.plan.get("arms", {}))}
     paths = folder.glob(f"*/seed-*/{LOG_NAME}")
     for path in sorted(paths, key=lambda path: (order.get(path.parts[-3].rsplit("-", 1)[0], len(order)), path)):
         logs.setdefault(path.parts[-3], {})[path.parts[-2]] = read_log(path)

@@ -150,21 +150,22 @@ class RunFolder:
             return None
         try:
             run = json.loads(self._run.read_text(encoding="utf-8"))
-            if run.get("format", RUN_FORMAT) != RUN_FORMAT:
-                raise TrainingError(
-                    f"{self._run} has format {run['format']!r}, this library reads {RUN_FORMAT}: another version began "
-                    "the run. Go on with that version, or give another output folder (--output)."
-                )
-            return {
-                "format": RUN_FORMAT,
+            found = {
+                "format": run.get("format", RUN_FORMAT),
                 "recipe": dict(run["recipe"]),
                 "facts": dict(run.get("facts", {})),
                 "finished": bool(run["finished"]),
             }
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainingError(
                 f"{self._run} does not say which recipe was run ({error}). Restore it, or begin anew (--restart)."
             ) from error
+        if found["format"] != RUN_FORMAT:
+            raise TrainingError(
+                f"{self._run} has format {found['format']!r}, this library reads {RUN_FORMAT}: another version began "
+                "the run. Go on with that version, or give another output folder (--output)."
+            )
+        return found
 
     def _write(self, run: dict[str, Any]) -> None:
         save_json(self._run, run)
@@ -172,8 +173,24 @@ class RunFolder:
 
 def last_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    whole = [path for path in checkpoints.glob("checkpoint-*") if read_state(path) is not None]
-    return max(whole, key=step_of, default=None)
+    whole = _whole(checkpoints)
+    return whole[-1] if whole else None
+
+
+def _whole(checkpoints: Path) -> list[Path]:
+    """The checkpoints that were written to their end, the newest last."""
+    return sorted((path for path in checkpoints.glob("checkpoint-*") if read_state(path) is not None), key=step_of)
+
+
+def unwritten(folder: Path, checkpoints: Path, error: Exception) -> TrainingError:
+    """What to raise where a checkpoint or the model could not be written: what is left, and what to do."""
+    whole = last_complete(checkpoints)
+    cause = error.__cause__ or error  # a CheckpointError wraps what the system said in a message of its own
+    return TrainingError(
+        f"{folder} could not be written ({cause}). "
+        + (f"{whole.name} is whole and stays. " if whole else "")
+        + "Make room or mend the folder, then run the same command again."
+    )
 
 
 def step_of(checkpoint: Path) -> int:
@@ -201,8 +218,7 @@ def read_state(checkpoint: Path) -> dict[str, Any] | None:
 
 def keep_newest(checkpoints: Path, limit: int) -> None:
     """Removes whole checkpoints but the newest ``limit``; each loses its marker first."""
-    whole = sorted((path for path in checkpoints.glob("checkpoint-*") if read_state(path) is not None), key=step_of)
-    for path in whole[:-limit]:
+    for path in _whole(checkpoints)[:-limit]:
         (path / MARKER).unlink()
         shutil.rmtree(path)
 

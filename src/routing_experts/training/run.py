@@ -32,7 +32,7 @@ from routing_experts.models.load import from_pretrained, is_routed_folder, load_
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
-from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of
+from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
@@ -245,10 +245,7 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
             processor.save_pretrained(folder.model)
             folder.finish()
         except (OSError, SafetensorError, CheckpointError) as error:
-            raise TrainingError(
-                f"{folder.model} could not be written ({error}). The last checkpoint is whole: make room or mend the "
-                "folder, then run the same command again."
-            ) from error
+            raise unwritten(folder.model, folder.checkpoints, error) from error
     return Trained(model, processor, folder.model)
 
 

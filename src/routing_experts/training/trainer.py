@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
-from routing_experts.errors import CheckpointError, TrainingError
+from routing_experts.errors import CheckpointError
 from routing_experts.models.checkpoint import is_roe_key, load_parts, save_parts
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.convert import is_routed
@@ -21,7 +21,7 @@ from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
-from routing_experts.training.folder import keep_newest, last_complete, mark_complete
+from routing_experts.training.folder import keep_newest, mark_complete, unwritten
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
@@ -205,12 +205,7 @@ class RoETrainer(Trainer):
         except UNWRITTEN as error:
             if self.is_world_process_zero():
                 shutil.rmtree(folder, ignore_errors=True)
-            whole = last_complete(checkpoints)
-            raise TrainingError(
-                f"{folder} could not be written ({error}). "
-                + (f"{whole.name} is whole and stays. " if whole else "")
-                + "Make room or mend the folder, then run the same command again."
-            ) from error
+            raise unwritten(folder, checkpoints, error) from error
         if self.is_world_process_zero():
             keep_newest(checkpoints, self.recipe.training.save_total_limit)
 
