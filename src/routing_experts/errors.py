@@ -40,6 +40,10 @@ class InterruptedRunError(TrainingError):
     """A training run was stopped by its user; it goes on from its last checkpoint."""
 
 
+class RequestError(RoutingExpertsError):
+    """A request to the engine cannot be answered; the others are."""
+
+
 class MissingExtraError(RoutingExpertsError):
     """A feature was asked for whose optional package is not installed."""
 

@@ -1,0 +1,321 @@
+"""The engine: many requests, each with a route of its own, prefilled and decoded together.
+
+A request is prefilled, which decides its route and gives its first token; then it waits, with its keys and values,
+until it decodes beside others of like routes (``schedule``). What a request gets does not depend on who else is there.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_experts.errors import RequestError, RoutingExpertsError
+from routing_experts.inference.prefill import Prefiller, Prompt, compatible
+from routing_experts.inference.requests import Completion, Request, choose
+from routing_experts.inference.schedule import StepCost, pick
+from routing_experts.inference.slots import Past, SlotCache
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Bounds of an engine.
+
+    Attributes:
+        max_rows: that decode together.
+        max_waiting: requests that are prefilled and wait; more of them find better company and hold more memory.
+        max_prefill_tokens: of one prefill call, padding included; one prompt is always taken.
+        capacity: tokens that a slot has room for at first; it grows.
+        cost: of a decoding step, which decides who joins.
+    """
+
+    max_rows: int = 16
+    max_waiting: int = 64
+    max_prefill_tokens: int = 4096
+    capacity: int = 1024
+    cost: StepCost = field(default_factory=StepCost)
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_waiting", "max_prefill_tokens", "capacity"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)}: it is a count of at least 1. Raise it.")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of an answer, as soon as there is one."""
+
+    index: int
+    token_id: int
+
+
+@dataclass
+class EngineStatistics:
+    """What an engine did.
+
+    Attributes:
+        steps, row_steps: decoding steps, and rows summed over them.
+        layers_read: layers that some row ran, summed over steps.
+        layer_rows: rows that ran a layer, summed over layers and steps.
+        waiting_bytes: most bytes of keys and values that waited at once.
+    """
+
+    steps: int = 0
+    row_steps: int = 0
+    layers_read: int = 0
+    layer_rows: int = 0
+    prefills: int = 0
+    prefilled_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    waiting_bytes: int = 0
+
+
+@dataclass
+class _Active:
+    """A request on its way."""
+
+    index: int
+    request: Request
+    submitted: float
+    tokens: list[int] = field(default_factory=list)
+    route: tuple[bool, ...] = ()
+    first: float = 0.0
+    past: Past | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+
+class Engine:
+    """Answers requests.
+
+    Args:
+        model: routed; its device and precision are the engine's.
+        processor: the model's.
+        settings: bounds.
+    """
+
+    def __init__(self, model: Any, processor: Any = None, settings: EngineSettings | None = None) -> None:
+        self.model, self.processor = model, processor
+        self.settings = settings or EngineSettings()
+        self.statistics = EngineStatistics()
+        self._prefiller = Prefiller(model, processor)
+        self._slots = SlotCache(model.config, self.settings.max_rows, self.settings.capacity, model.device)
+        self._queue: deque[tuple[_Active, Prompt]] = deque()
+        self._waiting: list[_Active] = []
+        self._rows: list[_Active] = []
+        self._done: deque[tuple[int, Completion]] = deque()
+        self._fresh: deque[Token] = deque()
+        self._submitted = 0
+        eos = model.generation_config.eos_token_id
+        self._eos = set(eos if isinstance(eos, list) else [eos]) - {None}
+
+    def submit(self, request: Request) -> int:
+        """Takes a request; returns its number. One that cannot be answered is completed with its error."""
+        index, self._submitted = self._submitted, self._submitted + 1
+        active = _Active(index, request, time.perf_counter())
+        active.generator.manual_seed(request.sampling.seed)
+        try:
+            self._queue.append((active, self._prefiller.prompt(request)))
+        except (RoutingExpertsError, OSError) as error:
+            self._fail(active, error)
+        return index
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self._queue or self._waiting or self._rows)
+
+    def step(self) -> None:
+        """One prefill if there is room, then one decoding step of the rows that share a batch."""
+        if self._queue and len(self._waiting) < self.settings.max_waiting:
+            self._prefill()
+        filling = self._queue and not self._rows and len(self._waiting) < self.settings.max_waiting
+        if not filling:
+            self._admit()
+            if self._rows:
+                self._decode()
+
+    def generate(self, requests: Iterable[Request]) -> list[Completion]:
+        """All answers, in the order of the requests.
+
+        Raises:
+            RequestError: for no requests.
+        """
+        numbers = [self.submit(request) for request in requests]
+        if not numbers:
+            raise RequestError("no requests: there is nothing to answer. Give at least one.")
+        found: dict[int, Completion] = {}
+        while len(found) < len(numbers):
+            self._drain(found)
+        return [found[number] for number in numbers]
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Token | tuple[int, Completion]]:
+        """Tokens as they come, and each request's completion at its end; requests are taken as there is room."""
+        source, open_ = iter(requests), True
+        while open_ or not self.is_idle or self._done or self._fresh:
+            while open_ and len(self._queue) < self.settings.max_rows:
+                try:
+                    self.submit(next(source))
+                except StopIteration:
+                    open_ = False
+            if not self.is_idle:
+                self.step()
+            while self._fresh:
+                yield self._fresh.popleft()
+            while self._done:
+                yield self._done.popleft()
+
+    def _drain(self, found: dict[int, Completion]) -> None:
+        if not self.is_idle:
+            self.step()
+        self._fresh.clear()
+        while self._done:
+            number, completion = self._done.popleft()
+            found[number] = completion
+
+    def _prefill(self) -> None:
+        """Prefills the next requests that fit into one call."""
+        group = [self._queue.popleft()]
+        room = self.settings.max_waiting - len(self._waiting)
+        while self._queue and len(group) < room:
+            prompt = self._queue[0][1]
+            longest = max(prompt.length, *(other.length for _, other in group))
+            fits = longest * (len(group) + 1) <= self.settings.max_prefill_tokens
+            if not fits or not compatible(group[0][1].routing, prompt.routing):
+                break
+            group.append(self._queue.popleft())
+        started = time.perf_counter()
+        self._prefill_group(group)
+        self.statistics.prefill_seconds += time.perf_counter() - started
+
+    def _prefill_group(self, group: list[tuple[_Active, Prompt]]) -> None:
+        try:
+            logits, pasts = self._prefiller.run([prompt for _, prompt in group])
+        except torch.OutOfMemoryError as error:
+            if len(group) > 1:  # half the batch may still fit
+                middle = len(group) // 2
+                self._prefill_group(group[:middle])
+                self._prefill_group(group[middle:])
+                return
+            self._fail(group[0][0], _out_of_memory(error, group[0][1].length))
+            return
+        except RoutingExpertsError as error:
+            if len(group) > 1:  # find whose fault it is
+                for one in group:
+                    self._prefill_group([one])
+                return
+            self._fail(group[0][0], error)
+            return
+        self.statistics.prefills += 1
+        self.statistics.prefilled_tokens += sum(prompt.length for _, prompt in group)
+        for (active, _), past, logits_V in zip(group, pasts, logits, strict=True):
+            active.past, active.route = past, past.route
+            self._take(active, choose(logits_V, active.request.sampling, active.generator))
+            if not self._finish(active):
+                self._waiting.append(active)
+        held = sum(active.past.num_bytes for active in self._waiting if active.past is not None)
+        self.statistics.waiting_bytes = max(self.statistics.waiting_bytes, held)
+
+    def _admit(self) -> None:
+        free = self.settings.max_rows - len(self._rows)
+        routes = [active.route for active in self._waiting]
+        chosen = pick([active.route for active in self._rows], routes, free, self.settings.cost)
+        for index in chosen:
+            active = self._waiting[index]
+            assert active.past is not None
+            self._slots.reserve(active.past.length + active.request.sampling.max_new_tokens)
+        self._slots.admit([self._waiting[index].past for index in chosen])  # type: ignore[misc]
+        for index in chosen:
+            self._waiting[index].past = None
+            self._rows.append(self._waiting[index])
+        self._waiting = [active for index, active in enumerate(self._waiting) if index not in chosen]
+
+    @torch.inference_mode()
+    def _decode(self) -> None:
+        started = time.perf_counter()
+        slots = self._slots
+        last = torch.tensor([[active.tokens[-1]] for active in self._rows], device=slots.device)
+        output = self.model(
+            input_ids=last,
+            attention_mask=slots.mask(),
+            position_ids=slots.positions[:, None],
+            past_key_values=slots,
+            use_cache=True,
+        )
+        slots.advance()
+        self._count()
+        tokens = self._choose(output.logits[:, -1])
+        for active, token in zip(self._rows, tokens, strict=True):
+            self._take(active, token)
+        leaving = [row for row, active in enumerate(self._rows) if self._finish(active)]
+        for row in reversed(leaving):
+            slots.leave(row)
+            self._rows[row] = self._rows[-1]
+            self._rows.pop()
+        if leaving:
+            slots.refresh()
+        self.statistics.decode_seconds += time.perf_counter() - started
+
+    def _choose(self, logits_BV: Tensor) -> list[int]:
+        """Every row's next token; greedy ones with one trip to the host."""
+        best = logits_BV.argmax(-1).tolist()
+        rows = zip(self._rows, logits_BV, best, strict=True)
+        return [
+            greedy if active.request.sampling.temperature == 0 else choose(logits, active.request.sampling, active.generator)
+            for active, logits, greedy in rows
+        ]
+
+    def _take(self, active: _Active, token: int) -> None:
+        if not active.tokens:
+            active.first = time.perf_counter() - active.submitted
+        active.tokens.append(token)
+        self._fresh.append(Token(active.index, token))
+
+    def _finish(self, active: _Active) -> bool:
+        """Completes a request that is at its end; says whether it was."""
+        sampling, tokens = active.request.sampling, active.tokens
+        ended = not sampling.ignore_eos and tokens[-1] in self._eos
+        text = self._text(tokens) if sampling.stop or ended or len(tokens) >= sampling.max_new_tokens else ""
+        cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=-1)
+        if cut < 0 and not ended and len(tokens) < sampling.max_new_tokens:
+            return False
+        self._done.append(
+            (
+                active.index,
+                Completion(
+                    id=active.request.id,
+                    text=(text if cut < 0 else text[:cut]).strip(),
+                    token_ids=tuple(tokens),
+                    route=active.route,
+                    finish="stop" if ended or cut >= 0 else "length",
+                    seconds_to_first=active.first,
+                    seconds=time.perf_counter() - active.submitted,
+                ),
+            )
+        )
+        return True
+
+    def _text(self, tokens: list[int]) -> str:
+        if self.processor is None:
+            return ""
+        return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _fail(self, active: _Active, error: Exception) -> None:
+        self._done.append((active.index, Completion(active.request.id, "", finish="error", error=str(error))))
+
+    def _count(self) -> None:
+        kept = [len(layer.rows) for layer in self._slots.layers]  # type: ignore[attr-defined]
+        self.statistics.steps += 1
+        self.statistics.row_steps += len(self._rows)
+        self.statistics.layers_read += sum(count > 0 for count in kept)
+        self.statistics.layer_rows += sum(kept)
+
+
+def _out_of_memory(error: Exception, length: int) -> RequestError:
+    return RequestError(
+        f"out of memory in a prefill of one prompt of {length} tokens ({error}). Lower max_rows or max_waiting of the "
+        "engine, or shorten the prompt."
+    )

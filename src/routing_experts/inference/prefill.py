@@ -1,0 +1,137 @@
+"""Requests to prompts, and prompts through the model: each row's first logits, route, keys and values.
+
+Shapes: B prompts, T tokens of the longest, L layers, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_experts.data.collate import Collator
+from routing_experts.data.encode import Encoded, Encoder
+from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
+from routing_experts.errors import RequestError
+from routing_experts.inference.generate import NOT_FOR_GENERATE, to_model
+from routing_experts.inference.requests import Request
+from routing_experts.inference.slots import Past, pasts_of
+from routing_experts.models.cache import RoutedCache
+from routing_experts.models.convert import is_routed
+from routing_experts.models.options import RoutingOptions
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request that is ready to be prefilled."""
+
+    encoded: Encoded
+    routing: RoutingOptions
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return len(self.encoded.input_ids)
+
+
+def record_of(request: Request) -> Record:
+    """A request's dialogue as a record whose last question is unanswered.
+
+    Raises:
+        RequestError: if roles do not alternate from user to user, or a part is neither text nor picture.
+    """
+    if isinstance(request.messages, str):
+        missing = max(0, len(request.images) - request.messages.count(IMAGE_PLACEHOLDER))
+        return Record(request.id, (Turn(f"{IMAGE_PLACEHOLDER}\n" * missing + request.messages, ""),), request.images)
+    system, questions, answers = "", [], []
+    for message in request.messages:
+        role, text = message.get("role"), _text_of(message.get("content", ""), request.id)
+        if role == "system" and not questions:
+            system = text
+        elif role == "user" and len(questions) == len(answers):
+            questions.append(text)
+        elif role == "assistant" and len(questions) == len(answers) + 1:
+            answers.append(text)
+        else:
+            raise RequestError(
+                f"request {request.id}: a message of role {role!r} after {len(questions)} questions and {len(answers)} "
+                "answers. User and assistant take turns, after a system message if there is one."
+            )
+    if len(questions) != len(answers) + 1:
+        raise RequestError(f"request {request.id}: the dialogue ends without a question. End it with a user's message.")
+    turns = tuple(Turn(question, answer) for question, answer in zip(questions, [*answers, ""], strict=True))
+    return Record(request.id, turns, request.images, system)
+
+
+def _text_of(content: Any, name: str) -> str:
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):
+            raise RequestError(f"request {name}: a message part {part!r}. Give parts of type text or image.")
+        parts.append(IMAGE_PLACEHOLDER + "\n" if part["type"] == "image" else str(part["text"]))
+    return "".join(parts)
+
+
+class Prefiller:
+    """Runs prompts through a model.
+
+    Args:
+        model: routed or not.
+        processor: the model's; None where only encoded prompts come.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        asked_as = model.roe_config.prompt_format if is_routed(model) else "chat_template"
+        config = model.config.get_text_config(decoder=True)
+        self.max_length: int = config.max_position_embeddings
+        pad = processor.tokenizer.pad_token_id if processor is not None else config.pad_token_id
+        self._collate = Collator(pad or 0, padding_side="left")
+        self._encode = Encoder(processor, asked_as, self.max_length) if processor is not None else None
+
+    def prompt(self, request: Request) -> Prompt:
+        """A request made ready.
+
+        Raises:
+            RoutingExpertsError: if it cannot be: a broken picture, too many tokens, a route that does not fit.
+        """
+        if isinstance(request.messages, Encoded):
+            encoded = request.messages
+        elif self._encode is None:
+            raise RequestError(f"request {request.id}: the engine has no processor to read it with. Give it one.")
+        else:
+            encoded = self._encode(record_of(request))
+        needed = len(encoded.input_ids) + request.sampling.max_new_tokens
+        if needed > self.max_length:
+            raise RequestError(
+                f"request {request.id}: a prompt of {len(encoded.input_ids)} tokens and {request.sampling.max_new_tokens} "
+                f"new ones, but the model knows {self.max_length} positions. Shorten it, or ask for less."
+            )
+        return Prompt(encoded, request.routing or RoutingOptions())
+
+    @torch.inference_mode()
+    def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:
+        """Logits [B, V] behind each prompt, and its past."""
+        batch = self._collate([prompt.encoded for prompt in prompts])
+        batch = to_model({name: t for name, t in batch.items() if name not in NOT_FOR_GENERATE}, self.model)
+        cache = RoutedCache(self.model.config, together([prompt.routing for prompt in prompts]))
+        output = self.model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1], pasts_of(cache, [prompt.length for prompt in prompts])
+
+
+def together(options: Sequence[RoutingOptions]) -> RoutingOptions:
+    """The options of single requests as those of a batch; ``compatible`` ones only."""
+    routes = [option.route for option in options if option.route is not None]
+    if routes:
+        return RoutingOptions(route=torch.stack([route.reshape(-1) for route in routes]))
+    return options[0]
+
+
+def compatible(first: RoutingOptions, second: RoutingOptions) -> bool:
+    """Whether two requests can be prefilled in one call: both forced, or decided under the same bias and layout."""
+    if (first.route is None) != (second.route is None):
+        return False
+    return first.layout == second.layout and (first.route is not None or first.keep_bias == second.keep_bias)

@@ -1,0 +1,102 @@
+"""What the engine is asked and what it gives: requests, sampling, and answers with how they came about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_experts.errors import RouteError
+from routing_experts.models.options import RoutingOptions
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: the longest answer.
+        temperature: 0 takes the likeliest token.
+        top_p: the smallest set of tokens whose probabilities reach it is drawn from.
+        seed: of this request's draws, whatever else runs beside it.
+        stop: texts that end an answer; they are not part of it.
+        ignore_eos: go on behind an end of answer, for timings.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise RouteError(f"max_new_tokens={self.max_new_tokens}: an answer has at least one token. Raise it.")
+        if self.temperature < 0:
+            raise RouteError(f"temperature={self.temperature}: it must not be negative. 0 is greedy.")
+        if not 0 < self.top_p <= 1:
+            raise RouteError(f"top_p={self.top_p}: a probability above 0, 1 at most. Set it within the range.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to answer.
+
+    Attributes:
+        messages: a dialogue in transformers' chat form, whose last message is the user's; or a plain question.
+        images: for the dialogue's placeholders, in order: pictures or paths.
+        sampling: how tokens are chosen.
+        routing: how the route is chosen; the model's own way for None.
+        id: comes back with the answer.
+    """
+
+    messages: str | Sequence[Any]
+    images: Sequence[Any] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    routing: RoutingOptions | None = None
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a request got.
+
+    Attributes:
+        id: the request's.
+        text: without special tokens; empty where ``error`` says why there is none.
+        token_ids: that were generated.
+        route: keep flags, a layer each.
+        finish: "stop", "length" or "error".
+        error: what was wrong with this request alone.
+        seconds_to_first: from submission to the first token.
+        seconds: from submission to the last.
+    """
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...] = ()
+    route: tuple[bool, ...] = ()
+    finish: str = "length"
+    error: str | None = None
+    seconds_to_first: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def skip_rate(self) -> float:
+        """The share of all decoder layers that were skipped."""
+        return 1 - sum(self.route) / len(self.route) if self.route else 0.0
+
+
+def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token of one request from its logits; draws from the request's own generator."""
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V = torch.softmax(logits_V.float() / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+        before_V = sorted_V.cumsum(0) - sorted_V
+        sorted_V = sorted_V.masked_fill(before_V >= sampling.top_p, 0)
+        probabilities_V = torch.zeros_like(probabilities_V).scatter(0, order_V, sorted_V)
+    return int(torch.multinomial(probabilities_V.cpu(), 1, generator=generator))

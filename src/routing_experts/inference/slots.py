@@ -1,0 +1,241 @@
+"""Where requests that decode together keep their keys and values: a slot a kept row, in every layer apart.
+
+Rows come and go while others go on. In each layer the rows that keep it stand in its first slots, so that attention
+reads them as one slice, with nothing copied; a row that leaves is replaced by the last. The order of slots therefore
+differs from layer to layer, and each layer knows which row of the batch stands where.
+
+Shapes: B rows that decode, N ≤ B kept rows of a layer, H key and value heads, C capacity in tokens, E head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_experts.errors import RouteError
+from routing_experts.models.cache import RoutedCache, RoutedCacheLayer
+
+GROWTH = 256  # tokens by which slots grow at least
+
+
+@dataclass
+class Past:
+    """One request's keys and values after its prefill.
+
+    Attributes:
+        length: its tokens.
+        route: keep flags, a layer each.
+        keys, values: [H, length, E] a layer; None where the route skips.
+    """
+
+    length: int
+    route: tuple[bool, ...]
+    keys: list[Tensor | None]
+    values: list[Tensor | None]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values) if t is not None)
+
+
+def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:
+    """A prefilled batch's cache, taken apart; left padding is left behind.
+
+    Args:
+        cache: of the prefill.
+        lengths: real tokens of each row.
+    """
+    routes = cache.route
+    assert routes is not None
+    pasts = []
+    for row, length in enumerate(lengths):
+        keys: list[Tensor | None] = []
+        values: list[Tensor | None] = []
+        for layer in cache.layers:
+            kept = layer.keep is None or bool(layer.keep[row])
+            slot = row if layer.keep is None else int(layer.keep[:row].sum())
+            keys.append(layer.keys[slot, :, -length:].clone() if kept and layer.keys is not None else None)
+            values.append(layer.values[slot, :, -length:].clone() if kept and layer.values is not None else None)
+        pasts.append(Past(length, tuple(routes[row].tolist()), keys, values))
+    return pasts
+
+
+class SlotLayer(RoutedCacheLayer):
+    """One layer's slots. What the routed layer asks of it is what it asks of every cache layer.
+
+    Attributes:
+        rows: the batch row in each slot, on the host.
+        kept_rows, skipped_rows: rows that run the layer, in slot order, and those that do not, on the device.
+    """
+
+    def __init__(self, cache: "SlotCache") -> None:
+        self.cache = cache
+        self.rows: list[int] = []
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        super().__init__(inner=None)
+
+    def set_keep(self, keep: Tensor | None) -> None:
+        """Slots come with routes of their own; there is nothing to decide."""
+        assert keep is None, "routes are decided at prefill"
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks anew which rows stand where, after rows came or went."""
+        batch, device = len(self.cache.lengths), self.cache.device
+        self.any_keep = bool(self.rows)
+        self.all_keep = self.rows == list(range(batch))
+        self.kept_rows = torch.tensor(self.rows, dtype=torch.long, device=device)
+        others = sorted(set(range(batch)) - set(self.rows))
+        self.skipped_rows = torch.tensor(others, dtype=torch.long, device=device)
+        self.slots = torch.arange(len(self.rows), device=device)
+
+    @property
+    def keys(self) -> Tensor | None:  # type: ignore[override]
+        """[N, H, C, E], all capacity."""
+        return None if self._keys is None else self._keys[: len(self.rows)]
+
+    @property
+    def values(self) -> Tensor | None:  # type: ignore[override]
+        """[N, H, C, E], all capacity."""
+        return None if self._values is None else self._values[: len(self.rows)]
+
+    def admit(self, row: int, keys: Tensor | None, values: Tensor | None) -> None:
+        """Puts a request into the next slot; None for one that skips the layer."""
+        if keys is None or values is None:
+            return
+        if self._keys is None or self._values is None:
+            shape = (self.cache.num_slots, keys.shape[0], self.cache.capacity, keys.shape[2])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[2]))
+        slot, length = len(self.rows), keys.shape[1]
+        self._keys[slot, :, :length] = keys
+        self._values[slot, :, :length] = values
+        self.rows.append(row)
+
+    def grow(self) -> None:
+        """Moves to buffers of the cache's capacity."""
+        if self._keys is None or self._values is None:
+            return
+        for name, old in (("_keys", self._keys), ("_values", self._values)):
+            new = old.new_empty((*old.shape[:2], self.cache.capacity, old.shape[3]))
+            new[:, :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def leave(self, row: int, last: int) -> None:
+        """Takes a row out; the batch's last row takes its number, the last slot its slot."""
+        if row in self.rows:
+            assert self._keys is not None
+            assert self._values is not None
+            slot, end = self.rows.index(row), len(self.rows) - 1
+            if slot != end:
+                length = self.cache.lengths[self.rows[end]]
+                self._keys[slot, :, :length] = self._keys[end, :, :length]
+                self._values[slot, :, :length] = self._values[end, :, :length]
+                self.rows[slot] = self.rows[end]
+            self.rows.pop()
+        if last != row and last in self.rows:
+            self.rows[self.rows.index(last)] = row
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes each row's new token behind its own past; gives the slots as far as the longest row reaches."""
+        assert self._keys is not None
+        assert self._values is not None
+        where = self.cache.positions if self.all_keep else self.cache.positions[self.kept_rows]
+        self._keys[self.slots, :, where] = key_states[:, :, 0]
+        self._values[self.slots, :, where] = value_states[:, :, 0]
+        count, longest = len(self.rows), self.cache.longest + 1
+        return self._keys[:count, :, :longest], self._values[:count, :, :longest]
+
+    def skip(self, num_tokens: int) -> None:
+        """The cache counts tokens, for all layers at once."""
+
+    def get_seq_length(self) -> int:
+        """The longest past."""
+        return self.cache.longest
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask must cover."""
+        return self.cache.longest + query_length, 0
+
+    @property
+    def is_initialized(self) -> bool:  # type: ignore[override]
+        """Whether there is a past."""
+        return self.cache.longest > 0
+
+    @property
+    def is_sliding(self) -> bool:
+        """Never: sliding windows are refused when the engine is made."""
+        return False
+
+
+class SlotCache(RoutedCache):
+    """The keys and values of all rows that decode together.
+
+    Args:
+        config: the model's.
+        num_slots: rows at most.
+        capacity: tokens a row at most.
+        device: of keys and values.
+
+    Raises:
+        RouteError: if a layer has a sliding window, whose positions slots do not follow.
+    """
+
+    def __init__(self, config: Any, num_slots: int, capacity: int, device: torch.device) -> None:
+        super().__init__(config)
+        if any(layer.is_sliding for layer in self.layers):
+            raise RouteError(
+                "a model with sliding windows in the engine: its slots keep whole pasts. Use model.generate for it."
+            )
+        self.num_slots, self.capacity, self.device = num_slots, capacity, device
+        self.lengths: list[int] = []
+        self.layers: list[SlotLayer] = [SlotLayer(self) for _ in self.layers]  # type: ignore[assignment]
+        self.refresh()
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for rows of so many tokens."""
+        if capacity > self.capacity:
+            self.capacity = -(-capacity // GROWTH) * GROWTH
+            for layer in self.layers:
+                layer.grow()
+
+    def admit(self, pasts: Sequence[Past]) -> None:
+        """Adds requests as the next rows, in order."""
+        for past in pasts:
+            assert len(self.lengths) < self.num_slots
+            for layer, keys, values in zip(self.layers, past.keys, past.values, strict=True):
+                layer.admit(len(self.lengths), keys, values)
+            self.lengths.append(past.length)
+        if pasts:
+            self.refresh()
+
+    def leave(self, row: int) -> None:
+        """Removes a row; the last row takes its number. ``refresh`` when all have left that leave."""
+        last = len(self.lengths) - 1
+        for layer in self.layers:
+            layer.leave(row, last)
+        self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+
+    def advance(self) -> None:
+        """Counts the step that every row has taken."""
+        self.lengths = [length + 1 for length in self.lengths]
+        self.positions = self.positions + 1
+        self.longest += 1
+
+    def mask(self) -> Tensor | None:
+        """What each row's new token sees, bool [B, 1, 1, longest + 1]; None where all rows see all."""
+        if len(set(self.lengths)) <= 1:
+            return None
+        seen = torch.arange(self.longest + 1, device=self.device)
+        return (seen <= self.positions[:, None])[:, None, None]
+
+    def refresh(self) -> None:
+        """Looks anew which rows stand where, after rows came or went."""
+        self.positions = torch.tensor(self.lengths, dtype=torch.long, device=self.device)
+        self.longest = max(self.lengths, default=0)
+        for layer in self.layers:
+            layer.refresh()
