@@ -16,7 +16,7 @@ from torch import Tensor
 from routing_experts.errors import RequestError, RoutingExpertsError
 from routing_experts.inference.prefill import Prefiller, Prompt, compatible
 from routing_experts.inference.requests import Completion, Request, choose
-from routing_experts.inference.schedule import StepCost, pick
+from routing_experts.inference.schedule import StepCost, mask_of, pick
 from routing_experts.inference.slots import Past, SlotCache
 
 
@@ -83,6 +83,8 @@ class _Active:
     submitted: float
     tokens: list[int] = field(default_factory=list)
     route: tuple[bool, ...] = ()
+    mask: int = 0
+    passed_over: int = 0
     first: float = 0.0
     past: Past | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -212,7 +214,7 @@ class Engine:
         self.statistics.prefills += 1
         self.statistics.prefilled_tokens += sum(prompt.length for _, prompt in group)
         for (active, _), past, logits_V in zip(group, pasts, logits, strict=True):
-            active.past, active.route = past, past.route
+            active.past, active.route, active.mask = past, past.route, mask_of(past.route)
             self._take(active, choose(logits_V, active.request.sampling, active.generator))
             if not self._finish(active):
                 self._waiting.append(active)
@@ -221,8 +223,16 @@ class Engine:
 
     def _admit(self) -> None:
         free = self.settings.max_rows - len(self._rows)
-        routes = [active.route for active in self._waiting]
-        chosen = pick([active.route for active in self._rows], routes, free, self.settings.cost)
+        chosen = pick(
+            [active.mask for active in self._rows],
+            [active.mask for active in self._waiting],
+            [active.passed_over for active in self._waiting],
+            free,
+            self.settings.cost,
+        )
+        if chosen and not self._rows:
+            for active in self._waiting:
+                active.passed_over += 1
         for index in chosen:
             active = self._waiting[index]
             assert active.past is not None

@@ -1,0 +1,75 @@
+"""The three sides of a benchmark: a dense model, the same one routed, and the static twin of a route.
+
+The twin is the model with the skipped layers physically replaced by their adapters: nothing decides, nothing is
+selected, nothing is stored for them. For a fixed route it is the best that skipping can do. All sides share weights.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from routing_experts.config import RoEConfig
+from routing_experts.models.convert import convert, revert
+from routing_experts.models.families import family_of
+from routing_experts.nn.adapter import skip_path
+
+
+class AdapterLayer(nn.Module):
+    """What is left of a decoder layer that nobody runs: its norm and its adapter."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.input_layernorm, self.skip_down, self.skip_up = layer.input_layernorm, layer.skip_down, layer.skip_up
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """The skip path."""
+        return skip_path(hidden_states, self.input_layernorm(hidden_states), self.skip_down, self.skip_up)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Models of the same weights."""
+
+    dense: Any
+    routed: Any
+
+
+def random_sides(config: LlamaConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Sides:
+    """A decoder of random weights, dense and routed in every layer."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        dense = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    routed = _shared_copy(dense)
+    convert(routed, RoEConfig(num_unrouted_layers=0, adapter_init="xavier"))
+    return Sides(dense, routed)
+
+
+def dense_of(routed: Any) -> Any:
+    """A routed model's dense twin."""
+    return revert(_shared_copy(routed))
+
+
+def twin_of(routed: Any, route: Tensor) -> Any:
+    """The static twin of a route, keep flags [L]."""
+    twin = _shared_copy(routed)
+    parts = [AdapterLayer(layer) for layer in family_of(twin).decoder_layers(twin)]
+    revert(twin)
+    layers = family_of(twin).decoder_layers(twin)
+    number = 0
+    for index, keep in enumerate(route.tolist()):
+        if keep:
+            layers[index].self_attn.layer_idx = number  # the cache asks its first layer how long the past is
+            number += 1
+        else:
+            layers[index] = parts[index]
+    return twin
+
+
+def _shared_copy(model: Any) -> Any:
+    """A model of its own modules on the same weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
