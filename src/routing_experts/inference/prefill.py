@@ -4,7 +4,7 @@ Shapes: B prompts, T tokens of the longest, L layers, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from routing_experts.inference.requests import Request
 from routing_experts.inference.slots import Past, pasts_of
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
-from routing_experts.models.options import RoutingOptions
+from routing_experts.models.options import RoutingOptions, route_rows
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,18 @@ class Prompt:
 
 
 def record_of(request: Request) -> Record:
-    """A request's dialogue as a record whose last question is unanswered.
+    """A request's dialogue, which is not encoded yet, as a record whose last question is unanswered.
 
     Raises:
         RequestError: if roles do not alternate from user to user, or a part is neither text nor picture.
     """
+    assert not isinstance(request.messages, Encoded)
     if isinstance(request.messages, str):
         missing = max(0, len(request.images) - request.messages.count(IMAGE_PLACEHOLDER))
         return Record(request.id, (Turn(f"{IMAGE_PLACEHOLDER}\n" * missing + request.messages, ""),), request.images)
-    system, questions, answers = "", [], []
+    system = ""
+    questions: list[str] = []
+    answers: list[str] = []
     for message in request.messages:
         role, text = message.get("role"), _text_of(message.get("content", ""), request.id)
         if role == "system" and not questions:
@@ -88,6 +91,8 @@ class Prefiller:
         asked_as = model.roe_config.prompt_format if is_routed(model) else "chat_template"
         config = model.config.get_text_config(decoder=True)
         self.max_length: int = config.max_position_embeddings
+        self.num_layers: int = config.num_hidden_layers
+        self.routed_layers = model.roe_config.layers_to_route(self.num_layers) if is_routed(model) else ()
         pad = processor.tokenizer.pad_token_id if processor is not None else config.pad_token_id
         self._collate = Collator(pad or 0, padding_side="left")
         self._encode = Encoder(processor, asked_as, self.max_length) if processor is not None else None
@@ -104,13 +109,19 @@ class Prefiller:
             raise RequestError(f"request {request.id}: the engine has no processor to read it with. Give it one.")
         else:
             encoded = self._encode(record_of(request))
-        needed = len(encoded.input_ids) + request.sampling.max_new_tokens
-        if needed > self.max_length:
+        length, new = len(encoded.input_ids), request.sampling.max_new_tokens
+        if length + new > self.max_length:
             raise RequestError(
-                f"request {request.id}: a prompt of {len(encoded.input_ids)} tokens and {request.sampling.max_new_tokens} "
-                f"new ones, but the model knows {self.max_length} positions. Shorten it, or ask for less."
+                f"request {request.id}: a prompt of {length} tokens and {new} new ones, but the model knows "
+                f"{self.max_length} positions. Shorten it, or ask for less."
             )
-        return Prompt(encoded, request.routing or RoutingOptions())
+        return Prompt(encoded, self._checked(request.routing or RoutingOptions()))
+
+    def _checked(self, routing: RoutingOptions) -> RoutingOptions:
+        """Options whose route fits the model, so that a wrong one fails alone and not with its batch."""
+        if routing.route is None:
+            return routing
+        return replace(routing, route=route_rows(routing.route, 1, self.num_layers, self.routed_layers)[0])
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:
