@@ -36,15 +36,15 @@ def time_work(sides: Sides, preset: BenchPreset, work: Work) -> BenchCase:
     piece = _Piece(sides, preset, work, draw_routes(work, sides), _words(sides, work.batch, preset.prompt))
     models = [sides.dense, sides.routed]
     if not work.mixed and not work.asks and work.skipped:
-        models.append(twin_of(sides.routed, piece.route_BL[0]))
+        models.append(twin_of(sides.routed, piece.route[0]))
     repeats = preset.repeats if work.batch <= preset.large else preset.large_repeats
     _forget_peak(sides)
     seconds = interleave([piece.timed(model) for model in models], repeats)
     return BenchCase(
-        name=_name(work, preset, piece.route_BL.shape[1]),
+        name=_name(work, preset, piece.route.shape[1]),
         phase=work.phase,  # type: ignore[arg-type]
         batch=work.batch,
-        skip_rate=1 - piece.route_BL.double().mean().item(),
+        skip_rate=1 - piece.route.double().mean().item(),
         mixed=work.mixed,
         tokens=preset.prompt if work.phase == "prefill" else preset.new_tokens,
         dense_seconds=seconds[0],
@@ -63,7 +63,7 @@ class _Piece:
     sides: Sides
     preset: BenchPreset
     work: Work
-    route_BL: Tensor
+    route: Tensor
     batch: dict[str, Tensor]
 
     def timed(self, model: Any) -> Timed:
@@ -92,12 +92,12 @@ class _Piece:
         return Counted(cost.flops, cost.bytes, cache_bytes(cache))
 
     def _route(self, model: Any) -> Tensor:
-        return torch.ones_like(self.route_BL) if model is self.sides.dense else self.route_BL
+        return torch.ones_like(self.route) if model is self.sides.dense else self.route
 
     def _options(self, model: Any) -> RoutingOptions | None:
         if model is not self.sides.routed:
             return None
-        return RoutingOptions(keep_bias=ALWAYS) if self.work.asks else RoutingOptions(route=self.route_BL)
+        return RoutingOptions(keep_bias=ALWAYS) if self.work.asks else RoutingOptions(route=self.route)
 
     def _filled(self, model: Any) -> Any:
         return filled_cache(model, self._route(model), self.preset.prompt)
