@@ -72,6 +72,19 @@ def test_each_request_gets_what_it_gets_alone(llama, asked, max_rows, max_waitin
     assert [one.finish for one in got] == ["length"] * len(got)
 
 
+def test_what_memory_held_before_never_counts(llama):
+    """Guards rows shorter than their company: torch fills fresh memory with NaN here, as another process may have."""
+    lengths = (3, 9, 5)
+    built = [Request(encoded(prompt(n, images=0, words=n).ids), sampling=Sampling(5)) for n in lengths]
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = Engine(llama, None, EngineSettings(capacity=8)).generate(built)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for n, one in zip(lengths, got, strict=True):
+        assert list(one.token_ids) == alone(llama, prompt(n, images=0, words=n).ids, 5)[0]
+
+
 def test_pictures_and_padding():
     """Guards prompts of one and two pictures and of none in one prefill call."""
     model = forever(route_everywhere(tiny_llava(dtype=torch.float64)))

@@ -108,8 +108,9 @@ class SlotLayer(RoutedCacheLayer):
         if keys is None or values is None:
             return
         if self._keys is None or self._values is None:
+            # Zeros, not whatever memory held: a masked key counts 0 times its value, and 0 times NaN is NaN.
             room = (self.cache.num_slots, keys.shape[0], self.cache.capacity)
-            self._keys, self._values = (states.new_empty((*room, states.shape[2])) for states in (keys, values))
+            self._keys, self._values = (states.new_zeros((*room, states.shape[2])) for states in (keys, values))
         slot, length = len(self.rows), keys.shape[1]
         self._keys[slot, :, :length] = keys
         self._values[slot, :, :length] = values
@@ -121,7 +122,7 @@ class SlotLayer(RoutedCacheLayer):
             return
         for name, old in (("_keys", self._keys), ("_values", self._values)):
             if old.shape[2] < capacity:  # an earlier growth may have ended half way, for want of memory
-                new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+                new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 new[:, :, : old.shape[2]] = old
                 setattr(self, name, new)
 
