@@ -19,12 +19,12 @@ from routing_experts.inference.requests import Request
 from routing_experts.inference.slots import Past, pasts_of
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
-from routing_experts.models.options import RoutingOptions
+from routing_experts.models.options import RoutingOptions, bias_rows, route_rows, settle
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request that is ready to be prefilled."""
+    """A request that is ready to be prefilled; its options are settled (``models.options``)."""
 
     encoded: Encoded
     routing: RoutingOptions
@@ -110,7 +110,20 @@ class Prefiller:
                 f"request {request.id}: a prompt of {len(encoded.input_ids)} tokens and {request.sampling.max_new_tokens} "
                 f"new ones, but the model knows {self.max_length} positions. Shorten it, or ask for less."
             )
-        return Prompt(encoded, request.routing or RoutingOptions())
+        return Prompt(encoded, self._routing(request))
+
+    def _routing(self, request: Request) -> RoutingOptions:
+        """How the model chooses this request's route: one row's, settled, so that others can share its prefill."""
+        asked = request.routing or RoutingOptions()
+        if not is_routed(self.model):
+            return asked
+        config, num_layers = self.model.roe_config, self.model.config.get_text_config(decoder=True).num_hidden_layers
+        settled = settle(asked, config, num_layers)
+        if settled.route is not None:
+            route_rows(settled.route, 1, num_layers, config.layers_to_route(num_layers))
+        if settled.keep_bias is not None:
+            bias_rows(settled.keep_bias, 1)
+        return settled
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:
@@ -123,15 +136,17 @@ class Prefiller:
 
 
 def together(options: Sequence[RoutingOptions]) -> RoutingOptions:
-    """The options of single requests as those of a batch; ``compatible`` ones only."""
-    routes = [option.route for option in options if option.route is not None]
+    """The settled options of single requests as those of a batch; ``compatible`` ones only."""
+    first = options[0]
+    routes = [option.route.reshape(-1) for option in options if option.route is not None]
     if routes:
-        return RoutingOptions(route=torch.stack([route.reshape(-1) for route in routes]))
-    return options[0]
+        return RoutingOptions(route=torch.stack(routes), layout=first.layout)
+    if first.keep_bias is None:  # of a model that does not route
+        return first
+    biases = [float(option.keep_bias) for option in options if option.keep_bias is not None]
+    return RoutingOptions(keep_bias=torch.tensor(biases, dtype=torch.float64), layout=first.layout)
 
 
 def compatible(first: RoutingOptions, second: RoutingOptions) -> bool:
-    """Whether two requests can be prefilled in one call: both forced, or decided under the same bias and layout."""
-    if (first.route is None) != (second.route is None):
-        return False
-    return first.layout == second.layout and (first.route is not None or first.keep_bias == second.keep_bias)
+    """Whether two requests' settled options fit one call: both forced, or both decided, under whatever budget."""
+    return (first.route is None) == (second.route is None) and first.layout == second.layout
