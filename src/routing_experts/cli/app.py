@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from routing_experts import __version__
 from routing_experts.cli import (
+    bench,
     calibrate,
     convert,
     evaluate,
@@ -41,6 +42,7 @@ app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
+app.command("bench")(bench.bench)
 app.command("generate")(generate.generate)
 app.command("study")(study.study)
 app.command("report")(report.report)

@@ -1,4 +1,4 @@
-"""``roe report``: the records of a run or a study as a page, or of several runs side by side."""
+"""``roe report``: the records of a run, a study or a benchmark as a page, or of several runs side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from routing_experts.cli.output import AsJson
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="A run's or study's folder; several with --compare.")],
+    folders: Annotated[list[Path], typer.Argument(help="A run's, study's or bench's folder; several with --compare.")],
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs side by side on one page.")] = False,
     output: Annotated[Path | None, typer.Option(help="Where compare.html goes; here by default.")] = None,
     json: AsJson = False,
@@ -19,8 +19,7 @@ def report(
     Example: roe report --compare runs/quickstart runs/digits
     """
     from routing_experts.cli.output import print_json, start
-    from routing_experts.records import STUDY_NAME
-    from routing_experts.reports import write_comparison, write_report, write_study_report
+    from routing_experts.reports import write_comparison, write_folder_report
 
     say = start()
     if output is not None and not compare:
@@ -28,10 +27,7 @@ def report(
     if compare:
         pages = [write_comparison(folders, output or Path("."))]
     else:
-        pages = [
-            write_study_report(folder) if (folder / STUDY_NAME).is_file() else write_report(folder)
-            for folder in folders
-        ]
+        pages = [write_folder_report(folder) for folder in folders]
     if json:
         print_json({"reports": [str(page) for page in pages]}, say)
         return

@@ -6,7 +6,6 @@ the first token's logits, ``decode`` a number of single-token steps after it, ``
 Shapes: B rows, T prompt tokens, L layers.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -17,16 +16,17 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from routing_experts.config import RoEConfig
+from routing_experts.evaluation.bench.work import decode_seconds, generate_seconds, interleave, prefill_seconds
 from routing_experts.evaluation.questions import Question, records_of
 from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.cache import RoutedCache
-from routing_experts.models.convert import convert, is_routed
-from routing_experts.models.device import synchronize
+from routing_experts.models.convert import convert
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import Speed, SpeedCase
 
 BATCHES = (1, 16)
 DECODE_STEPS = 16
+GENERATED = 8  # tokens
 LARGER: dict[str, Any] = {
     "num_hidden_layers": 32,
     "hidden_size": 512,
@@ -93,14 +93,14 @@ def _cases(
     dense: Any, routed: Any, batch: dict[str, Tensor], route: Tensor, forced: Tensor | None, model: str, repeats: int
 ) -> list[SpeedCase]:
     size = len(route)
-    timed = {"prefill": _prefill, "decode": _decode} | ({"generate": _generate} if forced is None else {})
+    options = RoutingOptions(route=forced)
+    timed: dict[str, Callable[..., float]] = {"prefill": prefill_seconds, "decode": _step_seconds}
+    if forced is None:
+        timed["generate"] = partial(generate_seconds, tokens=GENERATED)
     found = []
     for phase, time_it in timed.items():
-        dense_seconds, routed_seconds = interleave(
-            partial(time_it, dense, batch, None),
-            partial(time_it, routed, batch, forced),
-            repeats,
-        )
+        sides = (partial(time_it, dense, batch), partial(time_it, routed, batch, options=options))
+        dense_seconds, routed_seconds = interleave(sides, repeats)
         found.append(
             SpeedCase(
                 name=f"{phase}, batch {size}" + (", larger model" if model == "larger" else ""),
@@ -116,55 +116,9 @@ def _cases(
     return found
 
 
-def interleave(
-    first: Callable[[], float], second: Callable[[], float], repeats: int
-) -> tuple[list[float], list[float]]:
-    """Runs both once to warm up, then in turn, so that a drift of the machine's speed falls on both alike."""
-    first(), second()
-    pairs = [(first(), second()) for _ in range(repeats)]
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _clock(model: Any) -> float:
-    """Now, once the model's device has done all it was given."""
-    synchronize(model.device)
-    return time.perf_counter()
-
-
-def _cache_of(model: Any, forced: Tensor | None) -> Any:
-    return RoutedCache(model.config, RoutingOptions(route=forced)) if is_routed(model) else None
-
-
-@torch.inference_mode()
-def _prefill(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
-    cache = _cache_of(model, forced)
-    start = _clock(model)
-    model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return _clock(model) - start
-
-
-@torch.inference_mode()
-def _decode(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
-    """Seconds a step."""
-    output = model(**batch, past_key_values=_cache_of(model, forced), use_cache=True, logits_to_keep=1)
-    cache, mask = output.past_key_values, batch["attention_mask"]
-    token = output.logits[:, -1:].argmax(-1)
-    positions = mask.sum(1, keepdim=True)
-    start = _clock(model)
-    for step in range(DECODE_STEPS):
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        output = model(
-            input_ids=token, attention_mask=mask, position_ids=positions + step, past_key_values=cache, use_cache=True
-        )
-        token = output.logits[:, -1:].argmax(-1)
-    return (_clock(model) - start) / DECODE_STEPS
-
-
-@torch.inference_mode()
-def _generate(model: Any, batch: dict[str, Tensor], forced: Tensor | None) -> float:
-    start = _clock(model)
-    model.generate(**batch, do_sample=False, max_new_tokens=8, min_new_tokens=8)
-    return _clock(model) - start
+def _step_seconds(model: Any, batch: dict[str, Tensor], options: RoutingOptions | None = None) -> float:
+    """Seconds a decoding step."""
+    return decode_seconds(model, batch, DECODE_STEPS, options) / DECODE_STEPS
 
 
 def _larger_cases(routes: dict[int, Tensor], repeats: int) -> list[SpeedCase]:

@@ -97,13 +97,20 @@ class Engine:
         model: routed; its device and precision are the engine's.
         processor: the model's.
         settings: bounds.
+        prefiller: what runs the prompts; ``Prefiller(model, processor)`` for None.
     """
 
-    def __init__(self, model: Any, processor: Any = None, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        settings: EngineSettings | None = None,
+        prefiller: Prefiller | None = None,
+    ) -> None:
         self.model, self.processor = model, processor
         self.settings = settings or EngineSettings()
         self.statistics = EngineStatistics()
-        self._prefiller = Prefiller(model, processor)
+        self._prefiller = prefiller or Prefiller(model, processor)
         self._slots = SlotCache(model.config, self.settings.max_rows, self.settings.capacity, model.device)
         self._queue: deque[tuple[_Active, Prompt]] = deque()
         self._waiting: list[_Active] = []
@@ -274,7 +281,9 @@ class Engine:
         best = logits_BV.argmax(-1).tolist()
         rows = zip(self._rows, logits_BV, best, strict=True)
         return [
-            greedy if active.request.sampling.temperature == 0 else choose(logits, active.request.sampling, active.generator)
+            greedy
+            if active.request.sampling.temperature == 0
+            else choose(logits, active.request.sampling, active.generator)
             for active, logits, greedy in rows
         ]
 
@@ -317,7 +326,7 @@ class Engine:
         self._done.append((active.index, Completion(active.request.id, "", finish="error", error=str(error))))
 
     def _count(self) -> None:
-        kept = [len(layer.rows) for layer in self._slots.layers]  # type: ignore[attr-defined]
+        kept = [len(layer.rows) for layer in self._slots.layers]
         self.statistics.steps += 1
         self.statistics.row_steps += len(self._rows)
         self.statistics.layers_read += sum(count > 0 for count in kept)

@@ -4,7 +4,7 @@ Shapes: B prompts, T tokens of the longest, L layers, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from routing_experts.inference.requests import Request
 from routing_experts.inference.slots import Past, pasts_of
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
-from routing_experts.models.options import RoutingOptions, bias_rows, route_rows, settle
+from routing_experts.models.options import RoutingOptions, bias_rows, refuse_for_dense, route_rows, settle
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,18 @@ class Prompt:
 
 
 def record_of(request: Request) -> Record:
-    """A request's dialogue as a record whose last question is unanswered.
+    """A request's dialogue, which is not encoded yet, as a record whose last question is unanswered.
 
     Raises:
         RequestError: if roles do not alternate from user to user, or a part is neither text nor picture.
     """
+    assert not isinstance(request.messages, Encoded)
     if isinstance(request.messages, str):
         missing = max(0, len(request.images) - request.messages.count(IMAGE_PLACEHOLDER))
         return Record(request.id, (Turn(f"{IMAGE_PLACEHOLDER}\n" * missing + request.messages, ""),), request.images)
-    system, questions, answers = "", [], []
+    system = ""
+    questions: list[str] = []
+    answers: list[str] = []
     for message in request.messages:
         role, text = message.get("role"), _text_of(message.get("content", ""), request.id)
         if role == "system" and not questions:
@@ -88,6 +91,8 @@ class Prefiller:
         asked_as = model.roe_config.prompt_format if is_routed(model) else "chat_template"
         config = model.config.get_text_config(decoder=True)
         self.max_length: int = config.max_position_embeddings
+        self.num_layers: int = config.num_hidden_layers
+        self.routed_layers = model.roe_config.layers_to_route(self.num_layers) if is_routed(model) else ()
         pad = processor.tokenizer.pad_token_id if processor is not None else config.pad_token_id
         self._collate = Collator(pad or 0, padding_side="left")
         self._encode = Encoder(processor, asked_as, self.max_length) if processor is not None else None
@@ -104,26 +109,24 @@ class Prefiller:
             raise RequestError(f"request {request.id}: the engine has no processor to read it with. Give it one.")
         else:
             encoded = self._encode(record_of(request))
-        needed = len(encoded.input_ids) + request.sampling.max_new_tokens
-        if needed > self.max_length:
+        length, new = len(encoded.input_ids), request.sampling.max_new_tokens
+        if length + new > self.max_length:
             raise RequestError(
-                f"request {request.id}: a prompt of {len(encoded.input_ids)} tokens and {request.sampling.max_new_tokens} "
-                f"new ones, but the model knows {self.max_length} positions. Shorten it, or ask for less."
+                f"request {request.id}: a prompt of {length} tokens and {new} new ones, but the model knows "
+                f"{self.max_length} positions. Shorten it, or ask for less."
             )
-        return Prompt(encoded, self._routing(request))
+        return Prompt(encoded, self._settled(request.routing or RoutingOptions()))
 
-    def _routing(self, request: Request) -> RoutingOptions:
-        """How the model chooses this request's route: one row's, settled, so that others can share its prefill."""
-        asked = request.routing or RoutingOptions()
+    def _settled(self, asked: RoutingOptions) -> RoutingOptions:
+        """One row's options, settled and checked, so that a wrong one fails alone and right ones share a prefill."""
         if not is_routed(self.model):
+            refuse_for_dense(asked)
             return asked
-        config, num_layers = self.model.roe_config, self.model.config.get_text_config(decoder=True).num_hidden_layers
-        settled = settle(asked, config, num_layers)
+        settled = settle(asked, self.model.roe_config, self.num_layers)
         if settled.route is not None:
-            route_rows(settled.route, 1, num_layers, config.layers_to_route(num_layers))
-        if settled.keep_bias is not None:
-            bias_rows(settled.keep_bias, 1)
-        return settled
+            return replace(settled, route=route_rows(settled.route, 1, self.num_layers, self.routed_layers)[0])
+        assert settled.keep_bias is not None
+        return replace(settled, keep_bias=bias_rows(settled.keep_bias, 1).item())
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:
@@ -138,7 +141,7 @@ class Prefiller:
 def together(options: Sequence[RoutingOptions]) -> RoutingOptions:
     """The settled options of single requests as those of a batch; ``compatible`` ones only."""
     first = options[0]
-    routes = [option.route.reshape(-1) for option in options if option.route is not None]
+    routes = [option.route for option in options if option.route is not None]
     if routes:
         return RoutingOptions(route=torch.stack(routes), layout=first.layout)
     if first.keep_bias is None:  # of a model that does not route

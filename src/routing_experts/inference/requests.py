@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routing_experts.errors import RouteError
+from routing_experts.data.encode import Encoded
+from routing_experts.errors import RequestError
 from routing_experts.models.options import RoutingOptions
 
 
@@ -33,11 +34,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise RouteError(f"max_new_tokens={self.max_new_tokens}: an answer has at least one token. Raise it.")
+            raise RequestError(f"max_new_tokens={self.max_new_tokens}: an answer has at least one token. Raise it.")
         if self.temperature < 0:
-            raise RouteError(f"temperature={self.temperature}: it must not be negative. 0 is greedy.")
+            raise RequestError(f"temperature={self.temperature}: it must not be negative. 0 is greedy.")
         if not 0 < self.top_p <= 1:
-            raise RouteError(f"top_p={self.top_p}: a probability above 0, 1 at most. Set it within the range.")
+            raise RequestError(f"top_p={self.top_p}: a probability above 0, 1 at most. Set it within the range.")
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,15 @@ class Request:
     """One thing to answer.
 
     Attributes:
-        messages: a dialogue in transformers' chat form, whose last message is the user's; or a plain question.
+        messages: a dialogue in transformers' chat form, whose last message is the user's; a plain question; or a
+            dialogue that is encoded already.
         images: for the dialogue's placeholders, in order: pictures or paths.
         sampling: how tokens are chosen.
         routing: how the route is chosen; the model's own way for None.
         id: comes back with the answer.
     """
 
-    messages: str | Sequence[Any]
+    messages: str | Encoded | Sequence[Any]
     images: Sequence[Any] = ()
     sampling: Sampling = field(default_factory=Sampling)
     routing: RoutingOptions | None = None

@@ -57,7 +57,9 @@ class _Group:
         return _Group([*self.chosen, index], self.size + 1, self.union | mask, self.layer_rows + mask.bit_count())
 
 
-def pick(active: Sequence[int], waiting: Sequence[int], passed_over: Sequence[int], free: int, cost: StepCost) -> list[int]:
+def pick(
+    active: Sequence[int], waiting: Sequence[int], passed_over: Sequence[int], free: int, cost: StepCost
+) -> list[int]:
     """Indices into ``waiting`` of those that should join now.
 
     Args:

@@ -48,8 +48,8 @@ def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:
         cache: of the prefill.
         lengths: real tokens of each row.
     """
-    routes = cache.route
-    assert routes is not None
+    routes = cache.route  # none where the model does not route: it ran all layers
+    flags = [(True,) * len(cache.layers)] * len(lengths) if routes is None else [tuple(row) for row in routes.tolist()]
     pasts = []
     for row, length in enumerate(lengths):
         keys: list[Tensor | None] = []
@@ -59,7 +59,7 @@ def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:
             slot = row if layer.keep is None else int(layer.keep[:row].sum())
             keys.append(layer.keys[slot, :, -length:].clone() if kept and layer.keys is not None else None)
             values.append(layer.values[slot, :, -length:].clone() if kept and layer.values is not None else None)
-        pasts.append(Past(length, tuple(routes[row].tolist()), keys, values))
+        pasts.append(Past(length, flags[row], keys, values))
     return pasts
 
 
@@ -192,6 +192,8 @@ class SlotCache(RoutedCache):
             )
         self.num_slots, self.capacity, self.device = num_slots, capacity, device
         self.lengths: list[int] = []
+        self.positions = torch.empty(0, dtype=torch.long, device=device)
+        self.longest = 0
         self.layers: list[SlotLayer] = [SlotLayer(self) for _ in self.layers]  # type: ignore[assignment]
         self.refresh()
 

@@ -73,6 +73,15 @@ def settle(options: RoutingOptions, config: RoEConfig, num_layers: int) -> Routi
     return replace(settled, route=route)
 
 
+def refuse_for_dense(options: RoutingOptions | None) -> None:
+    """Raises ``RouteError`` for options that a model without routes would have to ignore."""
+    if options is not None and any(v is not None for v in (options.route, options.keep_bias, options.skip_ratio)):
+        raise RouteError(
+            "routing options for a model that is not routed: it runs all its layers for everyone. Leave them out, or "
+            "give a routed model."
+        )
+
+
 def route_of_bias(bias: float | Tensor, num_layers: int, routed_layers: Sequence[int]) -> Tensor | None:
     """Keep flags [L] or [B, L] where the bias alone decides, being infinite in every row; None where routers do."""
     bias_B = torch.as_tensor(bias, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """What runs leave behind, as JSON: results, training logs, studies, and where they were made. No torch."""
 
+from routing_experts.records.bench import BENCH_NAME, BenchCase, BenchRecord, Counted, Served
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, save_json, write_text
 from routing_experts.records.environment import environment
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log
@@ -24,15 +25,19 @@ from routing_experts.records.results import (
 from routing_experts.records.study import STUDY_NAME, Contrast, LayerChoice, StudyRecord, StudyRun
 
 __all__ = [
+    "BENCH_NAME",
     "CALIBRATION_NAME",
     "GALLERY_NAME",
     "LOG_NAME",
     "MAX_ROUTES",
     "RESULTS_NAME",
     "STUDY_NAME",
+    "BenchCase",
+    "BenchRecord",
     "Calibration",
     "Contrast",
     "Count",
+    "Counted",
     "Dense",
     "Entry",
     "LayerChoice",
@@ -43,6 +48,7 @@ __all__ = [
     "Routed",
     "Score",
     "Seconds",
+    "Served",
     "Share",
     "Skipping",
     "Speed",

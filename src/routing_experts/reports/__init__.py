@@ -1,18 +1,24 @@
 """Tables, figures and the page that a run's records become. Reads records, never torch."""
 
+from routing_experts.reports.bench import bench_markdown, print_bench, write_bench_report
 from routing_experts.reports.compare import write_comparison
+from routing_experts.reports.folder import write_folder_report
 from routing_experts.reports.html import write_report
 from routing_experts.reports.study import print_study, study_markdown, write_study_report
 from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_results, results_markdown
 
 __all__ = [
+    "bench_markdown",
     "calibration_line",
+    "print_bench",
     "print_results",
     "print_study",
     "results_markdown",
     "study_markdown",
+    "write_bench_report",
     "write_comparison",
+    "write_folder_report",
     "write_report",
     "write_study_report",
 ]

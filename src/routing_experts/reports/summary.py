@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from routing_experts.records import Calibration, Results, Score, SpeedCase
+from routing_experts.records import BenchCase, Calibration, Results, Score, SpeedCase
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -107,8 +107,8 @@ def speed(results: Results, ranges: bool = True) -> Grid:
             f"{case.batch} mixed" if case.mixed else str(case.batch),
             percent(case.skip_rate),
             times(speed_up(case)),
-            _measured(case, case.dense_seconds, ranges),
-            _measured(case, case.routed_seconds, ranges),
+            measured(case, case.dense_seconds, ranges),
+            measured(case, case.routed_seconds, ranges),
         )
         for case in results.speed.cases
     )
@@ -154,7 +154,7 @@ def interval(accuracy: float, questions: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def speed_up(case: SpeedCase) -> float:
+def speed_up(case: SpeedCase | BenchCase) -> float:
     """Dense over routed, of medians; above 1 is faster."""
     routed = median(case.routed_seconds)
     return median(case.dense_seconds) / routed if routed > 0 else math.nan
@@ -206,8 +206,9 @@ def _compared(name: str, score: Score, skip_rate: float, results: Results) -> tu
     )
 
 
-def _measured(case: SpeedCase, seconds: Sequence[float], ranges: bool) -> str:
-    # Both of a case's times in one unit, whichever side of a second they fall.
+def measured(case: SpeedCase | BenchCase, seconds: Sequence[float], ranges: bool) -> str:
+    """A median in ms or s; with ``ranges`` the fastest and slowest repetition behind it."""
+    # All of a case's times in one unit, whichever side of a second they fall.
     factor, unit = (1000, "ms") if median(case.dense_seconds) < 1 else (1, "s")
     middle, low, high = (_three_digits(factor * value) for value in (median(seconds), min(seconds), max(seconds)))
     return f"{middle}\N{NO-BREAK SPACE}{unit}" + (f" ({low}\N{EN DASH}{high})" if ranges else "")

@@ -38,34 +38,42 @@ class Sides:
     routed: Any
 
 
-def random_sides(config: LlamaConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Sides:
-    """A decoder of random weights, dense and routed in every layer."""
+def random_sides(shape: dict[str, Any], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Sides:
+    """A Llama of random weights, dense and routed in every layer but the first.
+
+    Args:
+        shape: LlamaConfig's keywords.
+        dtype, device: of the weights.
+        seed: of the weights.
+    """
+    config = LlamaConfig(**shape)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         dense = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     routed = _shared_copy(dense)
-    convert(routed, RoEConfig(num_unrouted_layers=0, adapter_init="xavier"))
+    convert(routed, RoEConfig(adapter_init="xavier"))
     return Sides(dense, routed)
 
 
-def dense_of(routed: Any) -> Any:
-    """A routed model's dense twin."""
-    return revert(_shared_copy(routed))
+def real_sides(routed: Any) -> Sides:
+    """A routed model, and the same weights without routing."""
+    return Sides(revert(_shared_copy(routed)), routed)
 
 
-def twin_of(routed: Any, route: Tensor) -> Any:
-    """The static twin of a route, keep flags [L]."""
+def twin_of(routed: Any, route_L: Tensor) -> Any:
+    """The static twin of a route, whose skipped layers are all routed ones."""
     twin = _shared_copy(routed)
-    parts = [AdapterLayer(layer) for layer in family_of(twin).decoder_layers(twin)]
+    skipped = (~route_L).nonzero()[:, 0].tolist()
+    layers: Any = family_of(twin).decoder_layers(twin)
+    adapters = {index: AdapterLayer(layers[index]) for index in skipped}
     revert(twin)
-    layers = family_of(twin).decoder_layers(twin)
     number = 0
-    for index, keep in enumerate(route.tolist()):
-        if keep:
-            layers[index].self_attn.layer_idx = number  # the cache asks its first layer how long the past is
-            number += 1
+    for index, layer in enumerate(layers):
+        if index in adapters:
+            layers[index] = adapters[index]
         else:
-            layers[index] = parts[index]
+            layer.self_attn.layer_idx = number  # the cache asks its first layer how long the past is
+            number += 1
     return twin
 
 

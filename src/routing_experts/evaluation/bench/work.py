@@ -1,10 +1,13 @@
-"""The pieces of work that are timed: a prefill, decoding steps behind it.
+"""The pieces of work that are timed: a prefill, decoding steps behind it, both together.
 
-Shapes: B rows, T prompt tokens, L layers.
+Keys and values of a past do not change how long decoding takes, so decoding is timed behind pasts that are filled
+with noise: the prefill of a large batch would cost minutes a repeat and show nothing.
+
+Shapes: B rows, T prompt tokens, L decoder layers.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,42 +22,97 @@ from routing_experts.models.options import RoutingOptions
 Timed = Callable[[], float]
 
 
-def cache_of(model: Any, route: Tensor | None) -> Any:
-    """The cache of one request batch; a routed model follows the route."""
+def empty_cache(model: Any, options: RoutingOptions | None = None) -> Any:
+    """A new cache of the kind that a model uses."""
     if is_routed(model):
-        return RoutedCache(model.config, RoutingOptions(route=route))
+        return RoutedCache(model.config, options)
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
+def filled_cache(model: Any, route_BL: Tensor, length: int, seed: int = 0) -> Any:
+    """A cache as a prefill of ``length`` tokens leaves it, with noise for keys and values.
+
+    Args:
+        model: routed, dense, or the static twin of a route.
+        route_BL: keep flags. A model that does not route has one route for all rows, and a layer a kept layer.
+        length: T.
+        seed: of the noise.
+    """
+    config = model.config.get_text_config(decoder=True)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    generator = torch.Generator(model.device).manual_seed(seed)
+    shape = (len(route_BL), config.num_key_value_heads, length, head_size)
+    noise = torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
+    cache = empty_cache(model)
+    if not is_routed(model):
+        for index in range(int(route_BL[0].sum())):
+            cache.update(noise, noise, index)
+        return cache
+    for layer, keep_B in zip(cache.layers, route_BL.T, strict=True):
+        layer.set_keep(keep_B)
+        if layer.any_keep:
+            layer.update(noise[: int(keep_B.sum())], noise[: int(keep_B.sum())])
+        else:
+            layer.skip(length)
+    return cache
+
+
 @torch.inference_mode()
-def prefill_seconds(model: Any, ids_BT: Tensor, route: Tensor | None = None) -> float:
+def prefill_seconds(model: Any, batch: Mapping[str, Tensor], options: RoutingOptions | None = None) -> float:
     """Seconds until the first token's logits."""
-    cache = cache_of(model, route)
+    cache = empty_cache(model, options)
     started = clock(model)
-    model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return clock(model) - started
 
 
 @torch.inference_mode()
-def decode_seconds(model: Any, ids_BT: Tensor, steps: int, route: Tensor | None = None) -> float:
-    """Seconds of that many single-token steps behind a prompt, the prefill left out."""
-    cache = cache_of(model, route)
-    logits = model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+def decode_seconds(
+    model: Any, batch: Mapping[str, Tensor], steps: int, options: RoutingOptions | None = None, cache: Any = None
+) -> float:
+    """Seconds of that many greedy single-token steps behind a prompt.
+
+    Args:
+        model: routed or not.
+        batch: the prompt's; its mask counts the tokens that are real.
+        steps: how many.
+        options: of the prompt's prefill, which is not timed.
+        cache: of a prompt that was prefilled already; without it the prompt is prefilled first.
+    """
+    mask = batch["attention_mask"]
+    token = batch["input_ids"][:, -1:]
+    if cache is None:
+        cache = empty_cache(model, options)
+        token = model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
     started = clock(model)
+    _decode(model, token, mask, cache, steps)
+    return clock(model) - started
+
+
+@torch.inference_mode()
+def generate_seconds(
+    model: Any, batch: Mapping[str, Tensor], tokens: int, options: RoutingOptions | None = None
+) -> float:
+    """Seconds of ``model.generate`` for that many greedy tokens, as a user calls it."""
+    settings = {"routing_options": options} if is_routed(model) else {}
+    started = clock(model)
+    model.generate(**batch, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+    return clock(model) - started
+
+
+def _decode(model: Any, token_B1: Tensor, mask_BT: Tensor, cache: Any, steps: int) -> None:
+    positions_B1 = mask_BT.sum(1, keepdim=True)
+    padded = not bool(mask_BT.all())
     for step in range(steps):
-        position = torch.full((len(ids_BT), 1), ids_BT.shape[1] + step, device=ids_BT.device)
-        token = logits[:, -1:].argmax(-1)
-        logits = model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True).logits
-    return clock(model) - started
-
-
-@torch.inference_mode()
-def cache_bytes(model: Any, ids_BT: Tensor, route: Tensor | None = None) -> int:
-    """Bytes of keys and values behind a prefill."""
-    cache = cache_of(model, route)
-    model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+        logits = model(
+            input_ids=token_B1,
+            attention_mask=mask_BT if padded else None,
+            position_ids=positions_B1 + step,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        token_B1 = logits[:, -1:].argmax(-1)
 
 
 def interleave(sides: Sequence[Timed], repeats: int) -> list[list[float]]:

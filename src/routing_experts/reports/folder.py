@@ -1,0 +1,21 @@
+"""The page of a folder, by what it holds."""
+
+from pathlib import Path
+
+from routing_experts.records import BENCH_NAME, STUDY_NAME
+from routing_experts.reports.bench import write_bench_report
+from routing_experts.reports.html import write_report
+from routing_experts.reports.study import write_study_report
+
+
+def write_folder_report(folder: Path) -> Path:
+    """Writes ``report.html`` for a run's, a study's or a benchmark's folder.
+
+    Raises:
+        ReportError: if its record is missing or does not fit.
+    """
+    if (folder / STUDY_NAME).is_file():
+        return write_study_report(folder)
+    if (folder / BENCH_NAME).is_file():
+        return write_bench_report(folder)
+    return write_report(folder)
