@@ -9,6 +9,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,8 @@ class RoEConfig:
             return math.inf
         if self.gate in CONTROL_GATES:
             raise RouteError(
-                f"skip_ratio={skip_ratio} of a model with gate {self.gate!r}: a bias moves what routers decide, and its "
-                "were never trained. Pass skip_ratio=0 to run all layers, or give a route."
+                f"skip_ratio={skip_ratio} of a model with gate {self.gate!r}: a bias moves what routers decide, and "
+                "its were never trained. Pass skip_ratio=0 to run all layers, or give a route."
             )
         if not self.budget:
             raise RouteError(
@@ -185,8 +186,8 @@ class RoEConfig:
         nearest, bias = min(pairs[above - 1 : above + 1], key=lambda pair: abs(pair[0] - skip_ratio))
         if abs(nearest - skip_ratio) > BUDGET_GAP:
             raise RouteError(
-                f"skip_ratio={skip_ratio}: this model's rate jumps from {less:.3f} to {more:.3f}, since too many of its "
-                "routers decide alike at once. Choose a ratio near one of the two."
+                f"skip_ratio={skip_ratio}: this model's rate jumps from {less:.3f} to {more:.3f}, since too many of "
+                "its routers decide alike at once. Choose a ratio near one of the two."
             )
         return bias
 
@@ -295,7 +296,7 @@ def _checked_budget(pairs: Sequence[Sequence[float]]) -> tuple[tuple[float, floa
                 f"budget pair ({rate}, {bias}): a skip rate is a share from 0 to 1, and its keep bias finite. Let "
                 "`roe calibrate` write it."
             )
-    for (less, higher), (more, lower) in zip(budget, budget[1:], strict=False):
+    for (less, higher), (more, lower) in pairwise(budget):
         if not (less < more and higher > lower):
             raise ConfigError(
                 f"budget pairs ({less}, {higher}) and ({more}, {lower}): rates rise and biases fall from pair to pair, "

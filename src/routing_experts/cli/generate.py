@@ -14,6 +14,9 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The question.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several, in order.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
+    skip_ratio: Annotated[
+        float | None, typer.Option(help="The share of layers to skip, on average, after `roe calibrate`; 0 for none.")
+    ] = None,
     keep_bias: Annotated[float | None, typer.Option(help="Added to keep logits: higher skips less.")] = None,
     device: Device = "auto",
     json: AsJson = False,
@@ -36,7 +39,7 @@ def generate(
     images = tuple(image or ())
     question = f"{IMAGE_PLACEHOLDER}\n" * len(images) + prompt
     record = Record("your question", (Turn(question, ""),), images)
-    options = RoutingOptions(keep_bias=keep_bias) if keep_bias is not None else None
+    options = RoutingOptions(keep_bias=keep_bias, skip_ratio=skip_ratio)
     prompt_format = model.roe_config.prompt_format if is_routed_folder(source) else "chat_template"
     answers = answer(
         model,
