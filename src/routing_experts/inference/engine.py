@@ -335,6 +335,6 @@ class Engine:
 
 def _out_of_memory(error: Exception, length: int) -> RequestError:
     return RequestError(
-        f"out of memory in a prefill of one prompt of {length} tokens ({error}). Lower max_rows or max_waiting of the "
-        "engine, or shorten the prompt."
+        f"out of memory in a prefill of one prompt of {length} tokens ({error}). Lower max_prefill_tokens or "
+        "max_waiting of the engine, or shorten the prompt."
     )

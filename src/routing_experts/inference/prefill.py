@@ -48,7 +48,8 @@ def record_of(request: Request) -> Record:
     system = ""
     questions: list[str] = []
     answers: list[str] = []
-    for message in request.messages:
+    messages: Sequence[Any] = request.messages
+    for message in messages:
         role, text = message.get("role"), _text_of(message.get("content", ""), request.id)
         if role == "system" and not questions:
             system = text
@@ -134,7 +135,9 @@ class Prefiller:
         batch = self._collate([prompt.encoded for prompt in prompts])
         batch = to_model({name: t for name, t in batch.items() if name not in NOT_FOR_GENERATE}, self.model)
         cache = RoutedCache(self.model.config, together([prompt.routing for prompt in prompts]))
-        output = self.model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        # Decoding counts on from the real tokens, so padding must not count here either.
+        positions_BT = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        output = self.model(**batch, position_ids=positions_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1], pasts_of(cache, [prompt.length for prompt in prompts])
 
 
