@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_batching import REQUESTS, TOLERANCE, look, model_of, prompts_of
 
 from routing_experts.config import BUDGET_GAP, RoEConfig
 from routing_experts.errors import ConfigError, RouteError
 from routing_experts.inference.prefill import compatible, together
 from routing_experts.models.options import RoutingOptions, settle
-from test_batching import REQUESTS, TOLERANCE, look, model_of, prompts_of
 from tiny import GREEDY, NUM_LAYERS, batch_of, for_generate, prompt, route_everywhere, tiny_llama
 
 CURVE = tuple((step / 64, 8.0 - step / 2) for step in range(33))
@@ -104,7 +104,7 @@ def test_a_control_gate_takes_what_needs_no_router():
         "skipping": [1, 0, 1, 0, 1],
     }
     assert compatible(settled["dense"], settled["own"])
-    with pytest.raises(RouteError, match="keep_bias=1.0 on a model with gate 'static'"):
+    with pytest.raises(RouteError, match=r"keep_bias=1\.0 on a model with gate 'static'"):
         settle(RoutingOptions(keep_bias=1.0), config, NUM_LAYERS)
 
 

@@ -12,7 +12,7 @@ from tiny import GREEDY, batch_of, context_of, for_generate, prompt, real_logits
 # Finite, so that the routers are asked and routing tokens travel: an infinite bias needs neither.
 TWO_CALL = RoutingOptions(keep_bias=1e4, layout="two_call")
 FUSED = RoutingOptions(keep_bias=1e4, layout="fused")
-SKIPPING = RoutingOptions(keep_bias=-1e4)
+SKIPPING = RoutingOptions(keep_bias=-1e4, layout="two_call")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 ATTENTIONS = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
