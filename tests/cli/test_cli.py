@@ -161,6 +161,23 @@ def test_generate_answers_without_a_picture_as_json(roe, routed_run):
     assert isinstance(answers[0]["answer"], str)
 
 
+def test_a_budget_is_traced_and_asked_for(roe, routed_run):
+    """Guards the dial: refused before calibration, but for all layers; then a table, and ratios that are followed."""
+    asked = ("generate", routed_run, "--prompt", "Add 3 and 4.", "--max-new-tokens", "1", "--json", "--skip-ratio")
+    assert_one_message(roe(*asked, "0.2"), "skip_ratio=0.2", "roe calibrate")
+    assert json.loads(roe(*asked, "0")[1])["skip_rate"] == 0
+    code, out, _ = roe("calibrate", routed_run, "--questions", "16")
+    assert code == 0
+    assert "held out" in out
+    assert "50.0" in out
+    assert json.loads(roe(*asked, "0.5")[1])["skip_rate"] > 0
+    assert_one_message(roe(*asked, "0.95"), "calibrated from 0 to")
+    assert_one_message(roe(*asked, "0.2", "--keep-bias", "1"), "Give one")
+    assert_one_message(
+        roe("generate", routed_run.parent / "base", "--prompt", "What?", "--skip-ratio", "0.2"), "not routed"
+    )
+
+
 @pytest.mark.parametrize("verb", [("evaluate",), ("generate", "--prompt", "What?")], ids=lambda verb: verb[0])
 @pytest.mark.parametrize("name", ["./nothing", "runs/nothing", "nothing"])
 def test_a_missing_run_is_one_message(verb, name, roe, tmp_path, monkeypatch):
