@@ -34,6 +34,7 @@ from routing_experts.evaluation.gallery import write_gallery
 from routing_experts.evaluation.questions import DIGITS, Question, digits_questions, load_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.evaluation.speed import measure_speed
+from routing_experts.inference.routes import RouteLine, recorded
 from routing_experts.models.card import write_card
 from routing_experts.models.load import from_pretrained, load_base, load_processor
 from routing_experts.records import (
@@ -62,7 +63,7 @@ def judge(
     with_speed: bool = True,
     seconds_before: float = 0.0,
     device: torch.device | None = None,
-) -> Results:
+) -> tuple[Results, list[RouteLine]]:
     """Asks base, tuned base (where the run has one), routed model and controls the same questions.
 
     Args:
@@ -73,6 +74,9 @@ def judge(
         with_speed: measure seconds, too.
         seconds_before: what the run took until now; part of its ``seconds_total``.
         device: of the models; the CPU by default.
+
+    Returns:
+        What was measured, and the routes that the questions took.
     """
     started = time.monotonic()
     source = model_folder(folder)
@@ -98,7 +102,7 @@ def judge(
             write_card(Path(source), routed.roe_config, results)
     except OSError as error:  # what was measured matters more than the pictures beside it
         console.print(f"gallery and model card of {folder} were not written: {error}", markup=False)
-    return results
+    return results, recorded(routed, asked.comparison.routed.answers)
 
 
 @dataclass(frozen=True)

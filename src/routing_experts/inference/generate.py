@@ -4,7 +4,7 @@ Shapes: B requests, T prompt tokens, L decoder layers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,12 +117,15 @@ def answer(
 
     Yields:
         An answer a record, in order.
+
+    Raises:
+        RouteError: for options or routes that do not fit the model or each other.
     """
-    done = 0
+    done, given = 0, options or RoutingOptions()
     for batch in prompt_batches(processor, records, batch_size, prompt_format):
         if routes is not None:
-            options = RoutingOptions(route=routes[done : done + batch_size])
-        texts, taken = answer_batch(model, processor, batch, options, **generation)
+            given = replace(given, route=routes[done : done + batch_size])
+        texts, taken = answer_batch(model, processor, batch, given, **generation)
         for text, route in zip(texts, taken.tolist(), strict=True):
             yield Answer(records[done].id, text, tuple(route))
             done += 1
