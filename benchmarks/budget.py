@@ -10,7 +10,7 @@ from typing import Any
 
 from routing_experts.cli.judge import HELDOUT_SEED, TRAINING_SEED
 from routing_experts.errors import RouteError
-from routing_experts.evaluation.calibration import CHECKED_EVERY, RateMeter, trace_budget, with_budget
+from routing_experts.evaluation.calibration import RateMeter, trace_budget, wanted_ratios, with_budget
 from routing_experts.evaluation.evaluate import ask
 from routing_experts.evaluation.questions import digits_questions
 from routing_experts.models.load import from_pretrained, load_processor
@@ -28,11 +28,10 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     heldout = digits_questions(HELDOUT_QUESTIONS, HELDOUT_SEED)
     meter = RateMeter(model, processor, digits_questions(TRAINING_QUESTIONS, TRAINING_SEED, split="train"))
     budget = trace_budget(meter)
-    with_budget(model, budget)
+    config = with_budget(model, budget).roe_config
     print(f"{run}: {len(budget)} biases, up to {budget[-1][0]:.1%}")
     rows = []
-    for step in range(int(budget[-1][0] / CHECKED_EVERY) + 1):
-        wanted = round(CHECKED_EVERY * step, 6)
+    for wanted in wanted_ratios(config):
         try:
             asked = ask(model, processor, heldout, options=RoutingOptions(skip_ratio=wanted))
         except RouteError as error:  # a ratio that no bias gives is a finding, too

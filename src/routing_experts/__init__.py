@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from routing_experts.api import convert, load_pocket, save_pretrained
     from routing_experts.config import RoEConfig
     from routing_experts.errors import RoutingExpertsError
+    from routing_experts.inference.engine import Engine, EngineSettings
+    from routing_experts.inference.requests import Request, Sampling
     from routing_experts.models.cache import RoutedCache
     from routing_experts.models.convert import is_routed, revert
     from routing_experts.models.load import from_pretrained
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _HOME = {
+    "Engine": "inference.engine",
+    "EngineSettings": "inference.engine",
+    "Request": "inference.requests",
+    "Sampling": "inference.requests",
     "RoEConfig": "config",
     "RoutedCache": "models.cache",
     "RoutingExpertsError": "errors",
@@ -31,10 +37,14 @@ _HOME = {
     "save_pretrained": "api",
 }
 __all__ = [
+    "Engine",
+    "EngineSettings",
+    "Request",
     "RoEConfig",
     "RoutedCache",
     "RoutingExpertsError",
     "RoutingOptions",
+    "Sampling",
     "convert",
     "from_pretrained",
     "is_routed",

@@ -212,6 +212,25 @@ def test_tokens_stream_as_they_come(llama):
     assert all(0 < one.seconds_to_first <= one.seconds for one in finished.values())
 
 
+def test_statistics_say_where_skipping_did_not_pay(llama):
+    """Guards the note: rows that skip different layers read all weights; rows alike do not."""
+
+    def note(routes: list[list[int]]) -> str:
+        flags = [[float(layer not in skipped) for layer in range(NUM_LAYERS)] for skipped in routes]
+        engine = Engine(llama, None, EngineSettings(max_waiting=2))
+        engine.generate(
+            [
+                Request(encoded([1, 5, 6]), sampling=Sampling(4), routing=RoutingOptions(route=torch.tensor(one)))
+                for one in flags
+            ]
+        )
+        return engine.statistics.note
+
+    assert "max_waiting" in note([[0, 1], [2, 3]])
+    assert not note([[0, 1], [0, 1]])
+    assert not note([[], []])
+
+
 def test_no_requests_and_senseless_bounds():
     """Guards the messages for what cannot be meant."""
     model = route_everywhere(tiny_llama())

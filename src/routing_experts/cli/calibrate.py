@@ -30,7 +30,7 @@ def calibrate(
 
     Rates are measured on training data and checked on held-out questions.
 
-    Example: roe calibrate runs/digits, then roe generate runs/digits --skip-ratio 0.2 --prompt "What is 3 plus 4?"
+    Example: roe calibrate runs/digits --skip-rate 0.25
     """
     from routing_experts.cli.common import model_folder
     from routing_experts.cli.judge import budgeted, calibrated, meters

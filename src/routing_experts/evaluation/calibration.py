@@ -174,13 +174,16 @@ def _rising(curve: Sequence[Found]) -> tuple[tuple[float, float], ...]:
     return tuple(pairs)
 
 
-def check_budget(
-    config: RoEConfig, meter: RateMeter, heldout: RateMeter | None, every: float = CHECKED_EVERY
-) -> BudgetRecord:
-    """What ratios of the budget give, on the questions that it was traced on and on held-out ones."""
+def wanted_ratios(config: RoEConfig, every: float = CHECKED_EVERY) -> list[float]:
+    """Round skip ratios from 0 to the end of the budget."""
     most = config.budget[-1][0] if config.budget else 0.0
+    return [round(every * step, 6) for step in range(int(most / every + 1e-9) + 1)]
+
+
+def check_budget(config: RoEConfig, meter: RateMeter, heldout: RateMeter | None) -> BudgetRecord:
+    """What ratios of the budget give, on the questions that it was traced on and on held-out ones."""
     checks = []
-    for wanted in (round(every * step, 6) for step in range(1, int(most / every) + 1)):
+    for wanted in wanted_ratios(config)[1:]:
         try:
             bias = config.keep_bias_for(wanted)
         except RouteError:  # within a jump; a ratio that nobody can have is a finding, too

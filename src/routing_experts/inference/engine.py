@@ -18,6 +18,7 @@ from routing_experts.inference.prefill import Prefiller, Prompt, compatible
 from routing_experts.inference.requests import Completion, Request, choose
 from routing_experts.inference.schedule import StepCost, mask_of, pick
 from routing_experts.inference.slots import Past, SlotCache
+from routing_experts.inference.statistics import EngineStatistics
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,6 @@ class Token:
 
     index: int
     token_id: int
-
-
-@dataclass
-class EngineStatistics:
-    """What an engine did.
-
-    Attributes:
-        steps, row_steps: decoding steps, and rows summed over them.
-        layers_read: layers that some row ran, summed over steps.
-        layer_rows: rows that ran a layer, summed over layers and steps.
-        waiting_bytes: most bytes of keys and values that waited at once.
-    """
-
-    steps: int = 0
-    row_steps: int = 0
-    layers_read: int = 0
-    layer_rows: int = 0
-    prefills: int = 0
-    prefilled_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    waiting_bytes: int = 0
 
 
 @dataclass
@@ -109,8 +88,8 @@ class Engine:
     ) -> None:
         self.model, self.processor = model, processor
         self.settings = settings or EngineSettings()
-        self.statistics = EngineStatistics()
         self._prefiller = prefiller or Prefiller(model, processor)
+        self.statistics = EngineStatistics(self._prefiller.num_layers)
         self._slots = SlotCache(model.config, self.settings.max_rows, self.settings.capacity, model.device)
         self._queue: deque[tuple[_Active, Prompt]] = deque()
         self._waiting: list[_Active] = []

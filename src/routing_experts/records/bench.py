@@ -16,7 +16,7 @@ class Counted(Entry):
     Attributes:
         flops: a multiplication and an addition count as two.
         bytes: of weights, keys and values that are read.
-        cache_bytes: of keys and values at the end of the work.
+        cache_bytes: of keys and values behind the prompt; added up over the tensors that hold them.
     """
 
     flops: float

@@ -3,7 +3,7 @@
 Shapes: B rows, L decoder layers.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,15 @@ from routing_experts.evaluation.bench.models import Sides, twin_of
 from routing_experts.evaluation.bench.presets import BenchPreset, Work
 from routing_experts.evaluation.bench.work import (
     Timed,
+    cache_bytes,
     decode_seconds,
-    empty_cache,
     filled_cache,
     generate_seconds,
     interleave,
     prefill_seconds,
+    prefilled_cache,
 )
-from routing_experts.evaluation.cost import Cost, DecoderSizes, decoder_sizes
+from routing_experts.evaluation.cost import Cost, decoder_sizes
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import BenchCase, Counted
 
@@ -32,31 +33,74 @@ ALWAYS = 1e6  # a keep bias beyond any logit: the routers are asked, and all say
 
 def time_work(sides: Sides, preset: BenchPreset, work: Work) -> BenchCase:
     """One case, all sides in turn."""
-    route = draw_routes(work, sides)
-    options = RoutingOptions(keep_bias=ALWAYS) if work.asks else RoutingOptions(route=route)
-    batch = _batch(sides, work.batch, preset.prompt)
+    piece = _Piece(sides, preset, work, draw_routes(work, sides), _words(sides, work.batch, preset.prompt))
     models = [sides.dense, sides.routed]
     if not work.mixed and not work.asks and work.skipped:
-        models.append(twin_of(sides.routed, route[0]))
-    timed = [_timed(model, sides, preset, work, batch, route, options) for model in models]
+        models.append(twin_of(sides.routed, piece.route[0]))
     repeats = preset.repeats if work.batch <= preset.large else preset.large_repeats
     _forget_peak(sides)
-    seconds = interleave(timed, repeats)
-    sizes = decoder_sizes(sides.routed)
+    seconds = interleave([piece.timed(model) for model in models], repeats)
     return BenchCase(
-        name=_name(work, preset, route.shape[1]),
+        name=_name(work, preset, piece.route.shape[1]),
         phase=work.phase,  # type: ignore[arg-type]
         batch=work.batch,
-        skip_rate=1 - route.double().mean().item(),
+        skip_rate=1 - piece.route.double().mean().item(),
         mixed=work.mixed,
         tokens=preset.prompt if work.phase == "prefill" else preset.new_tokens,
         dense_seconds=seconds[0],
         routed_seconds=seconds[1],
         twin_seconds=seconds[2] if len(seconds) > 2 else None,
-        dense=_counted(sizes, preset, work, torch.ones_like(route)),
-        routed=_counted(sizes, preset, work, route),
+        dense=piece.counted(sides.dense),
+        routed=piece.counted(sides.routed),
         peak_bytes=_peak(sides),
     )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One case's work, ready for any side."""
+
+    sides: Sides
+    preset: BenchPreset
+    work: Work
+    route: Tensor
+    batch: dict[str, Tensor]
+
+    def timed(self, model: Any) -> Timed:
+        """One repetition on a model."""
+        steps = self.preset.new_tokens
+        if self.work.phase == "prefill":
+            return partial(prefill_seconds, model, self.batch, self._options(model))
+        if self.work.phase == "generate":
+            return partial(generate_seconds, model, self.batch, steps, self._options(model))
+        return lambda: decode_seconds(model, self.batch, steps, cache=self._filled(model))
+
+    def counted(self, model: Any) -> Counted:
+        """What the work asks for, and what the cache holds behind the prompt (a real prefill's, if that is timed)."""
+        sizes, length = decoder_sizes(self.sides.routed), self.preset.prompt
+        prefill = sizes.prefill(self._route(model), length)
+        decode = sizes.decode(self._route(model), length, self.preset.new_tokens)
+        cost = {
+            "prefill": prefill,
+            "decode": decode,
+            "generate": Cost(prefill.flops + decode.flops, prefill.bytes + decode.bytes),
+        }[self.work.phase]
+        if self.work.phase == "prefill":
+            cache = prefilled_cache(model, self.batch, self._options(model))
+        else:
+            cache = self._filled(model)
+        return Counted(cost.flops, cost.bytes, cache_bytes(cache))
+
+    def _route(self, model: Any) -> Tensor:
+        return torch.ones_like(self.route) if model is self.sides.dense else self.route
+
+    def _options(self, model: Any) -> RoutingOptions | None:
+        if model is not self.sides.routed:
+            return None
+        return RoutingOptions(keep_bias=ALWAYS) if self.work.asks else RoutingOptions(route=self.route)
+
+    def _filled(self, model: Any) -> Any:
+        return filled_cache(model, self._route(model), self.preset.prompt)
 
 
 def draw_routes(work: Work, sides: Sides) -> Tensor:
@@ -70,52 +114,12 @@ def draw_routes(work: Work, sides: Sides) -> Tensor:
     return route if work.mixed else route[:1].expand(work.batch, -1).clone()
 
 
-def measured_cache_bytes(model: Any, batch: dict[str, Tensor], options: RoutingOptions | None = None) -> int:
-    """Bytes of keys and values that a prefill leaves, added up over the tensors that hold them."""
-    cache = empty_cache(model, options)
-    with torch.inference_mode():
-        model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-
-def _timed(
-    model: Any,
-    sides: Sides,
-    preset: BenchPreset,
-    work: Work,
-    batch: dict[str, Tensor],
-    route: Tensor,
-    options: RoutingOptions,
-) -> Timed:
-    asked = options if model is sides.routed else None
-    if work.phase == "prefill":
-        return partial(prefill_seconds, model, batch, asked)
-    if work.phase == "generate":
-        return partial(generate_seconds, model, batch, preset.new_tokens, asked)
-    kept = torch.ones_like(route) if model is sides.dense else route
-    make: Callable[[], Any] = partial(filled_cache, model, kept, preset.prompt)
-    return lambda: decode_seconds(model, batch, preset.new_tokens, cache=make())
-
-
-def _batch(sides: Sides, rows: int, length: int) -> dict[str, Tensor]:
+def _words(sides: Sides, rows: int, length: int) -> dict[str, Tensor]:
     """Random words; nothing is padded."""
     vocabulary = sides.dense.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(3, vocabulary, (rows, length), generator=generator).to(sides.dense.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _counted(sizes: DecoderSizes, preset: BenchPreset, work: Work, route: Tensor) -> Counted:
-    prefill, steps = sizes.prefill(route, preset.prompt), preset.new_tokens
-    decode = sizes.decode(route, preset.prompt, steps)
-    cost = {
-        "prefill": prefill,
-        "decode": decode,
-        "generate": Cost(prefill.flops + decode.flops, prefill.bytes + decode.bytes),
-    }[work.phase]
-    tokens = preset.prompt + (0 if work.phase == "prefill" else steps)
-    return Counted(cost.flops, cost.bytes, int(route.sum()) * tokens * sizes.key_value * sizes.element)
 
 
 def _name(work: Work, preset: BenchPreset, num_layers: int) -> str:

@@ -20,11 +20,12 @@ from torch import Tensor
 from routing_experts.data.encode import Encoded
 from routing_experts.evaluation.bench.models import Sides
 from routing_experts.evaluation.bench.presets import BenchPreset, Serving
-from routing_experts.inference.engine import Engine, EngineSettings, EngineStatistics
+from routing_experts.inference.engine import Engine, EngineSettings
 from routing_experts.inference.prefill import Prefiller, Prompt
 from routing_experts.inference.requests import Completion, Request, Sampling
 from routing_experts.inference.schedule import StepCost
 from routing_experts.inference.slots import Past
+from routing_experts.inference.statistics import EngineStatistics
 from routing_experts.models.options import RoutingOptions
 from routing_experts.nn.losses import IGNORED
 from routing_experts.records import BenchCase, Served

@@ -58,11 +58,24 @@ def filled_cache(model: Any, route_BL: Tensor, length: int, seed: int = 0) -> An
 
 
 @torch.inference_mode()
+def prefilled_cache(model: Any, batch: Mapping[str, Tensor], options: RoutingOptions | None = None) -> Any:
+    """The cache that a prefill leaves."""
+    cache = empty_cache(model, options)
+    model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the tensors that hold keys and values."""
+    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@torch.inference_mode()
 def prefill_seconds(model: Any, batch: Mapping[str, Tensor], options: RoutingOptions | None = None) -> float:
     """Seconds until the first token's logits."""
-    cache = empty_cache(model, options)
     started = clock(model)
-    model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    prefilled_cache(model, batch, options)
     return clock(model) - started
 
 
