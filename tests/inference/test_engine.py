@@ -174,6 +174,35 @@ def test_out_of_memory_halves_the_batch(llama, monkeypatch):
     assert "max_prefill_tokens" in str(got[2].error)
 
 
+@pytest.mark.parametrize("where", ["joining", "growing", "step"])
+def test_out_of_memory_while_decoding_fails_one(llama, monkeypatch, where):
+    """Guards the others: one request is given up with what to lower, the rest get what they get alone."""
+    asked = [(seed, 4 + seed) for seed in range(4)]
+    built = [Request(encoded(prompt(seed, images=0).ids), sampling=Sampling(count)) for seed, count in asked]
+    expected = [alone(llama, prompt(seed, images=0).ids, count)[0] for seed, count in asked]
+    engine = Engine(llama, None, EngineSettings(max_rows=4, capacity=8))
+    owner, name = {
+        "joining": (engine._slots.layers[3], "admit"),
+        "growing": (engine._slots.layers[2], "grow"),
+        "step": (engine, "_step_logits"),
+    }[where]
+    real, calls = getattr(owner, name), []
+
+    def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3 or (where == "growing" and len(calls) == 1):
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    got = engine.generate(built)
+    assert [one.finish for one in got].count("error") == 1
+    assert all(
+        (one.error and "max_rows" in one.error) or list(one.token_ids) == tokens
+        for one, tokens in zip(got, expected, strict=True)
+    )
+
+
 def test_a_stop_text_ends_an_answer(pocket):
     """Guards stop texts: the answer ends before them, and its tokens were really generated."""
     model, processor = pocket

@@ -188,7 +188,7 @@ class Engine:
                 self._prefill_group(group[:middle])
                 self._prefill_group(group[middle:])
                 return
-            self._fail(group[0][0], _out_of_memory(error, group[0][1].length))
+            self._fail(group[0][0], _out_of_memory(error, f"a prefill of one prompt of {group[0][1].length} tokens"))
             return
         except RoutingExpertsError as error:
             if len(group) > 1:  # find whose fault it is
@@ -220,31 +220,36 @@ class Engine:
             for active in self._waiting:
                 active.passed_over += 1
         for index in chosen:
-            active = self._waiting[index]
-            assert active.past is not None
-            self._slots.reserve(active.past.length + active.request.sampling.max_new_tokens)
-        self._slots.admit([self._waiting[index].past for index in chosen])  # type: ignore[misc]
-        for index in chosen:
-            self._waiting[index].past = None
-            self._rows.append(self._waiting[index])
+            self._join(self._waiting[index])
+        if chosen:
+            self._slots.refresh()
         self._waiting = [active for index, active in enumerate(self._waiting) if index not in chosen]
 
-    @torch.inference_mode()
+    def _join(self, active: _Active) -> None:
+        past, active.past = active.past, None
+        assert past is not None
+        try:
+            self._slots.reserve(past.length + active.request.sampling.max_new_tokens)
+            self._slots.admit(past)
+        except torch.OutOfMemoryError as error:
+            self._fail(active, _out_of_memory(error, f"decoding of {len(self._rows) + 1} rows"))
+            return
+        self._rows.append(active)
+
     def _decode(self) -> None:
         started = time.perf_counter()
         slots = self._slots
-        last = torch.tensor([[active.tokens[-1]] for active in self._rows], device=slots.device)
-        output = self.model(
-            input_ids=last,
-            attention_mask=slots.mask(),
-            position_ids=slots.positions[:, None],
-            past_key_values=slots,
-            use_cache=True,
-        )
+        try:
+            logits_BV = self._step_logits()
+        except torch.OutOfMemoryError as error:  # nobody has advanced: the others can take the step again
+            active = self._rows.pop()
+            slots.leave(len(self._rows))
+            slots.refresh()
+            self._fail(active, _out_of_memory(error, f"decoding of {len(self._rows) + 1} rows"))
+            return
         slots.advance()
         self._count()
-        tokens = self._choose(output.logits[:, -1])
-        for active, token in zip(self._rows, tokens, strict=True):
+        for active, token in zip(self._rows, self._choose(logits_BV), strict=True):
             self._take(active, token)
         leaving = [row for row, active in enumerate(self._rows) if self._finish(active)]
         for row in reversed(leaving):
@@ -254,6 +259,18 @@ class Engine:
         if leaving:
             slots.refresh()
         self.statistics.decode_seconds += time.perf_counter() - started
+
+    @torch.inference_mode()
+    def _step_logits(self) -> Tensor:
+        """Logits [B, V] behind each row's last token."""
+        slots = self._slots
+        return self.model(
+            input_ids=torch.tensor([[active.tokens[-1]] for active in self._rows], device=slots.device),
+            attention_mask=slots.mask(),
+            position_ids=slots.positions[:, None],
+            past_key_values=slots,
+            use_cache=True,
+        ).logits[:, -1]
 
     def _choose(self, logits_BV: Tensor) -> list[int]:
         """Every row's next token; greedy ones with one trip to the host."""
@@ -312,8 +329,8 @@ class Engine:
         self.statistics.layer_rows += sum(kept)
 
 
-def _out_of_memory(error: Exception, length: int) -> RequestError:
+def _out_of_memory(error: Exception, work: str) -> RequestError:
     return RequestError(
-        f"out of memory in a prefill of one prompt of {length} tokens ({error}). Lower max_prefill_tokens or "
-        "max_waiting of the engine, or shorten the prompt."
+        f"out of memory in {work} ({error}). Lower the engine's max_rows, max_waiting or max_prefill_tokens, or "
+        "shorten the prompt."
     )

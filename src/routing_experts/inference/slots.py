@@ -108,21 +108,22 @@ class SlotLayer(RoutedCacheLayer):
         if keys is None or values is None:
             return
         if self._keys is None or self._values is None:
-            shape = (self.cache.num_slots, keys.shape[0], self.cache.capacity, keys.shape[2])
-            self._keys, self._values = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[2]))
+            room = (self.cache.num_slots, keys.shape[0], self.cache.capacity)
+            self._keys, self._values = (states.new_empty((*room, states.shape[2])) for states in (keys, values))
         slot, length = len(self.rows), keys.shape[1]
         self._keys[slot, :, :length] = keys
         self._values[slot, :, :length] = values
         self.rows.append(row)
 
-    def grow(self) -> None:
-        """Moves to buffers of the cache's capacity."""
+    def grow(self, capacity: int) -> None:
+        """Moves to larger buffers."""
         if self._keys is None or self._values is None:
             return
         for name, old in (("_keys", self._keys), ("_values", self._values)):
-            new = old.new_empty((*old.shape[:2], self.cache.capacity, old.shape[3]))
-            new[:, :, : old.shape[2]] = old
-            setattr(self, name, new)
+            if old.shape[2] < capacity:  # an earlier growth may have ended half way, for want of memory
+                new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+                new[:, :, : old.shape[2]] = old
+                setattr(self, name, new)
 
     def leave(self, row: int, last: int) -> None:
         """Takes a row out; the batch's last row takes its number, the last slot its slot."""
@@ -198,21 +199,25 @@ class SlotCache(RoutedCache):
         self.refresh()
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for rows of so many tokens."""
+        """Makes room for rows of so many tokens; where memory ends, what was there stays right."""
         if capacity > self.capacity:
-            self.capacity = -(-capacity // GROWTH) * GROWTH
+            larger = -(-capacity // GROWTH) * GROWTH
             for layer in self.layers:
-                layer.grow()
+                layer.grow(larger)
+            self.capacity = larger
 
-    def admit(self, pasts: Sequence[Past]) -> None:
-        """Adds requests as the next rows, in order."""
-        for past in pasts:
-            assert len(self.lengths) < self.num_slots
+    def admit(self, past: Past) -> None:
+        """Adds a request as the next row, or, where memory ends, leaves all as it was. ``refresh`` after the last."""
+        row = len(self.lengths)
+        assert row < self.num_slots
+        try:
             for layer, keys, values in zip(self.layers, past.keys, past.values, strict=True):
-                layer.admit(len(self.lengths), keys, values)
-            self.lengths.append(past.length)
-        if pasts:
-            self.refresh()
+                layer.admit(row, keys, values)
+        except torch.OutOfMemoryError:
+            for layer in self.layers:
+                layer.leave(row, row)
+            raise
+        self.lengths.append(past.length)
 
     def leave(self, row: int) -> None:
         """Removes a row; the last row takes its number. ``refresh`` when all have left that leave."""
