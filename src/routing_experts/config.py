@@ -4,21 +4,26 @@ Source of the method and its names: Wu et al., "Routing Experts", ICLR 2025 (arX
 """
 
 import json
+import math
 import os
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from routing_experts.errors import CheckpointError, ConfigError
+from routing_experts.errors import CheckpointError, ConfigError, RouteError
 
 CONFIG_NAME = "roe_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2 brought budget
 CONTROL_GATES = ("random", "static")  # they ask no router
 GATES = ("softmax", "straight_through", "gumbel_straight_through", *CONTROL_GATES)
 SPARSITY_SCOPES = ("example", "run")
 ADAPTER_INITS = ("zero", "xavier")
 TEXT_SPANS = ("last_question", "history")
 LAYOUTS = ("two_call", "fused")
+BUDGET_GAP = 0.02  # of the skip rate: pairs of a budget further apart are a jump, not a curve
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class RoEConfig:
         ce_sharpness: α of the loss: examples that are answered badly are asked to skip less.
         routing_token_std: standard deviation of the routing tokens' normal initialisation.
         keep_bias: added to every keep logit at inference; 0 after training, set by calibration. Higher keeps more.
+        budget: calibrated pairs (skip rate, keep bias), by which a request may name the share of layers to skip; rates
+            are shares of all decoder layers and rise, biases fall. Empty until ``roe calibrate`` traces it.
         layout: how routing tokens travel, in training and at prefill: "two_call" is the bitwise reference, "fused" is
             faster.
         prompt_format: how dialogues are laid out, in training and whenever this library asks: ``chat_template`` or
@@ -89,6 +96,7 @@ class RoEConfig:
     ce_sharpness: float = 5.0
     routing_token_std: float = 0.02
     keep_bias: float = 0.0
+    budget: tuple[tuple[float, float], ...] = ()
     layout: str = "fused"
     prompt_format: str = "chat_template"
     markers: TurnMarkers | None = None
@@ -116,6 +124,7 @@ class RoEConfig:
             )
         if self.num_unrouted_layers < 0:
             raise ConfigError(f"num_unrouted_layers={self.num_unrouted_layers}: it is a count. Set 0 or more.")
+        self.budget = _checked_budget(self.budget)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "RoEConfig":
@@ -143,6 +152,45 @@ class RoEConfig:
             )
         return tuple(sorted(chosen))
 
+    def keep_bias_for(self, skip_ratio: float) -> float:
+        """The keep bias at which requests skip this share of all decoder layers on average; +inf for 0.
+
+        Raises:
+            RouteError: if the model has no budget, the ratio is beyond it, or routers decide so much alike that no
+                bias comes near.
+        """
+        if skip_ratio == 0:
+            return math.inf
+        if self.gate in CONTROL_GATES:
+            raise RouteError(
+                f"skip_ratio={skip_ratio} of a model with gate {self.gate!r}: a bias moves what routers decide, and "
+                "its were never trained. Pass skip_ratio=0 to run all layers, or give a route."
+            )
+        if not self.budget:
+            raise RouteError(
+                f"skip_ratio={skip_ratio} of a model without a budget: nobody has measured which keep bias gives which "
+                "rate. Run `roe calibrate MODEL` once, or pass skip_ratio=0 to run all layers."
+            )
+        most = self.budget[-1][0]
+        if not 0 < skip_ratio <= most:
+            raise RouteError(
+                f"skip_ratio={skip_ratio}: this model's budget was calibrated from 0 to {most:.3f} of all its decoder "
+                "layers. Choose a ratio within the range."
+            )
+        # All layers are kept at +inf, so that the curve begins at rate 0 wherever its first pair stands.
+        pairs = ((0.0, math.inf), *self.budget)
+        above = bisect_left([rate for rate, _ in pairs], skip_ratio)
+        (less, higher), (more, lower) = pairs[above - 1], pairs[above]
+        if more - less <= BUDGET_GAP and higher < math.inf:
+            return higher + (lower - higher) * (skip_ratio - less) / (more - less)
+        nearest, bias = min(pairs[above - 1 : above + 1], key=lambda pair: abs(pair[0] - skip_ratio))
+        if abs(nearest - skip_ratio) > BUDGET_GAP:
+            raise RouteError(
+                f"skip_ratio={skip_ratio}: this model's rate jumps from {less:.3f} to {more:.3f}, since too many of "
+                "its routers decide alike at once. Choose a ratio near one of the two."
+            )
+        return bias
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -167,7 +215,7 @@ class RoEConfig:
                 f"unknown settings {unknown}: RoEConfig has {', '.join(f.name for f in fields(cls))}. "
                 "Correct the spelling or remove them."
             )
-        values = dict(values)
+        values = dict(values) | {"format_version": FORMAT_VERSION}  # what it is saved as from now on
         kinds: dict[str, Any] = {"markers": TurnMarkers, "base": BaseModel}
         for name, kind in kinds.items():
             try:
@@ -232,3 +280,26 @@ def _check_range(name: str, value: float, low: float, high: float, reason: str) 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: it must be one of {', '.join(choices)}. Correct the spelling.")
+
+
+def _checked_budget(pairs: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    """The pairs as tuples of floats; ``ConfigError`` unless rates are shares that rise and biases fall."""
+    try:
+        budget = tuple((float(rate), float(bias)) for rate, bias in pairs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"budget={pairs!r}: it holds pairs (skip rate, keep bias). Let `roe calibrate` write it."
+        ) from error
+    for rate, bias in budget:
+        if not 0 <= rate <= 1 or not math.isfinite(bias):
+            raise ConfigError(
+                f"budget pair ({rate}, {bias}): a skip rate is a share from 0 to 1, and its keep bias finite. Let "
+                "`roe calibrate` write it."
+            )
+    for (less, higher), (more, lower) in pairwise(budget):
+        if not (less < more and higher > lower):
+            raise ConfigError(
+                f"budget pairs ({less}, {higher}) and ({more}, {lower}): rates rise and biases fall from pair to pair, "
+                "since a lower bias keeps fewer layers. Let `roe calibrate` write it."
+            )
+    return budget

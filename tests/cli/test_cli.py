@@ -161,6 +161,53 @@ def test_generate_answers_without_a_picture_as_json(roe, routed_run):
     assert isinstance(answers[0]["answer"], str)
 
 
+def test_routes_are_recorded_and_followed(roe, routed_run, tmp_path):
+    """Guards replay: the same answers and routes under another bias of the model, question by question."""
+    file = tmp_path / "routes.jsonl"
+    asked = ("generate", routed_run, "--max-new-tokens", "3", "--json", "--prompt", "Add 3 and 4.", "--prompt", "What?")
+    first = json.loads(roe(*asked, "--record-routes", file)[1])
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["1", "2"]
+    assert not all(first[0]["route"])
+    assert json.loads(roe(*asked, "--routes", file)[1]) == first
+    swapped = [json.loads(line) | {"id": name} for line, name in zip(file.read_text().splitlines(), "21", strict=True)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in swapped))
+    again = json.loads(roe(*asked, "--routes", file)[1])
+    assert [given["route"] for given in again] == [given["route"] for given in first[::-1]]
+    assert_one_message(roe(*asked, "--prompt", "Why?", "--routes", file), "no route for request '3'")
+    assert_one_message(roe(*asked, "--routes", file, "--skip-ratio", "0"), "Give one")
+    base = ("generate", routed_run.parent / "base", "--prompt", "What?")
+    assert_one_message(roe(*base, "--routes", file), "not routed")
+
+
+def test_evaluate_records_the_routes_of_its_questions(roe, routed_run, tmp_path):
+    """Guards the file beside the results: a line a question, and the rate that was reported."""
+    asked = ("evaluate", routed_run, "--questions", "16", "--no-speed", "--json", tmp_path / "r.json")
+    assert roe(*asked, "--record-routes", tmp_path / "routes.jsonl")[0] == 0
+    routes = [json.loads(line)["route"] for line in (tmp_path / "routes.jsonl").read_text().splitlines()]
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert len(routes) == 16
+    assert "".join(routes).count("0") / len("".join(routes)) == pytest.approx(results["routed"]["skip_rate"])
+    base = ("evaluate", routed_run.parent / "base", "--questions", "16", "--record-routes", tmp_path / "none")
+    assert_one_message(roe(*base), "not routed")
+
+
+def test_a_budget_is_traced_and_asked_for(roe, routed_run):
+    """Guards the dial: refused before calibration, but for all layers; then a table, and ratios that are followed."""
+    asked = ("generate", routed_run, "--prompt", "Add 3 and 4.", "--max-new-tokens", "1", "--json", "--skip-ratio")
+    assert_one_message(roe(*asked, "0.2"), "skip_ratio=0.2", "roe calibrate")
+    assert json.loads(roe(*asked, "0")[1])["skip_rate"] == 0
+    code, out, _ = roe("calibrate", routed_run, "--questions", "16")
+    assert code == 0
+    assert "held out" in out
+    assert "50.0" in out
+    assert json.loads(roe(*asked, "0.5")[1])["skip_rate"] > 0
+    assert_one_message(roe(*asked, "0.95"), "calibrated from 0 to")
+    assert_one_message(roe(*asked, "0.2", "--keep-bias", "1"), "Give one")
+    assert_one_message(
+        roe("generate", routed_run.parent / "base", "--prompt", "What?", "--skip-ratio", "0.2"), "not routed"
+    )
+
+
 @pytest.mark.parametrize("verb", [("evaluate",), ("generate", "--prompt", "What?")], ids=lambda verb: verb[0])
 @pytest.mark.parametrize("name", ["./nothing", "runs/nothing", "nothing"])
 def test_a_missing_run_is_one_message(verb, name, roe, tmp_path, monkeypatch):

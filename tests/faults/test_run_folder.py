@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from routing_experts.config import RoEConfig
 from routing_experts.errors import CheckpointError, ConfigError, RoutingExpertsError, TrainingError
-from routing_experts.evaluation.calibration import with_bias
+from routing_experts.evaluation.calibration import with_bias, with_budget
 from routing_experts.models import checkpoint as checkpoint_module
 from routing_experts.models.load import from_pretrained
 from routing_experts.training import trainer
@@ -158,13 +158,13 @@ def test_a_model_inside_the_output_is_refused_before_anything_is_removed(tmp_pat
 
 
 def test_training_on_from_a_routed_model(tmp_path):
-    """Guards another run's recipe against the settings that the folder brings: layers must fit, a bias goes."""
+    """Guards another run's recipe against the settings that the folder brings: layers must fit, calibration goes."""
     first = quiet_run(recipe(tmp_path / "first"))
-    with_bias(first.model, 3.0).save_pretrained(first.folder)
+    with_budget(with_bias(first.model, 3.0), ((0.0, 4.0), (0.1, 2.0))).save_pretrained(first.folder)
     on = replace(recipe(tmp_path / "on"), model=str(first.folder), random_init=False)
     on = replace(on, roe=replace(on.roe, target_skip_ratio=0.4))
     config = quiet_run(on).model.roe_config
-    assert (config.keep_bias, config.target_skip_ratio) == (0.0, 0.4)
+    assert (config.keep_bias, config.budget, config.target_skip_ratio) == (0.0, (), 0.4)
     assert config.markers == first.model.roe_config.markers
     paper = replace(on, output=str(tmp_path / "paper"), roe=RoEConfig.preset("paper"))
     with pytest.raises(ConfigError, match="routed layers: the model was made with"):

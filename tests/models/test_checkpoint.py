@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ({"skipp_ratio": 0.3}, ConfigError, r"unknown settings \['skipp_ratio'\]"),
         ({"target_skip_ratio": 0.7}, ConfigError, "target_skip_ratio=0.7"),
         ({"gate": "hope"}, ConfigError, "gate='hope'"),
+        ({"budget": [[0.1, 2.0], [0.2, 3.0]]}, ConfigError, "rates rise and biases fall"),
+        ({"budget": [0.1, 2.0]}, ConfigError, "pairs"),
         ({"base": {"model": "x"}}, RoutingExpertsError, "base"),
         ({"markers": {"opens": [1]}}, RoutingExpertsError, "markers"),
     ],
@@ -262,6 +265,20 @@ def test_configs_that_cannot_be_meant_are_refused(changes, error, expected, tmp_
     edit_config(tmp_path, **changes)
     with pytest.raises(error, match=expected):
         from_pretrained(tmp_path)
+
+
+def test_a_folder_of_format_1_is_read_and_written_as_today_s(tmp_path):
+    """Guards checkpoints from before budgets: read as they are, and no longer format 1 once one is saved with them."""
+    saved(tmp_path)
+    path = tmp_path / CONFIG_NAME
+    old = json.loads(path.read_text())
+    assert old.pop("budget") == []
+    path.write_text(json.dumps(old | {"format_version": 1}))
+    config = from_pretrained(tmp_path).roe_config
+    assert config.budget == ()
+    replace(config, budget=((0.0, 4.0), (0.1, 2.5))).save(tmp_path)
+    assert json.loads(path.read_text())["format_version"] == FORMAT_VERSION == 2
+    assert RoEConfig.load(tmp_path).budget == ((0.0, 4.0), (0.1, 2.5))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "\udcff"])

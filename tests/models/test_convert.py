@@ -9,7 +9,7 @@ from routing_experts.config import RoEConfig
 from routing_experts.errors import ConfigError, ModelFamilyError, RouteError
 from routing_experts.models.convert import convert, is_routed, revert
 from routing_experts.models.families import Family, known_families, register
-from routing_experts.models.options import RoutingOptions, route_rows
+from routing_experts.models.options import RoutingOptions, bias_rows, route_rows
 from tiny import batch_of, prompt, route_everywhere, tiny_llama, tiny_llava
 
 
@@ -103,11 +103,27 @@ def test_routes_that_skip_an_unrouted_layer_are_refused():
             call(**batch, **settings, routing_options=options)
 
 
+@pytest.mark.parametrize("bias", [torch.zeros(2), torch.zeros(0), torch.zeros(3, 1), torch.zeros(1, 3)], ids=str)
+def test_keep_biases_of_a_wrong_shape_are_refused(bias):
+    """Guards against broadcasting biases over the wrong axis."""
+    model = route_everywhere(tiny_llava())
+    with pytest.raises(RouteError, match="keep biases of shape"):
+        model(**batch_of([prompt(i) for i in range(3)]), routing_options=RoutingOptions(keep_bias=bias))
+
+
+def test_a_keep_bias_that_is_no_number_is_refused():
+    """Guards against comparisons that are all false: they would skip everything."""
+    with pytest.raises(RouteError, match="not a number"):
+        bias_rows(float("nan"), 2)
+
+
 def test_routes_repeat_row_by_row():
     """Guards beams: request i's route goes to rows i·n to i·n + n − 1, as generate expands inputs."""
     route = torch.tensor([[1, 0], [0, 1]])
     assert route_rows(route, 4, 2, (0, 1)).int().tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
     assert route_rows(route[0], 3, 2, (0, 1)).int().tolist() == [[1, 0]] * 3
+    assert bias_rows(torch.tensor([1.0, 2.0]), 4).tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert bias_rows(0.5, 3).tolist() == [0.5] * 3
 
 
 def test_only_routed_layers_get_parts():

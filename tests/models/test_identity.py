@@ -9,8 +9,10 @@ from routing_experts.models.convert import convert, is_routed, revert
 from routing_experts.models.options import KEEP_ALL, SKIP_ALL, RoutingOptions
 from tiny import GREEDY, batch_of, context_of, for_generate, prompt, real_logits, route_everywhere
 
-TWO_CALL = RoutingOptions(keep_bias=float("inf"), layout="two_call")
-FUSED = RoutingOptions(keep_bias=float("inf"), layout="fused")
+# Finite, so that the routers are asked and routing tokens travel: an infinite bias needs neither.
+TWO_CALL = RoutingOptions(keep_bias=1e4, layout="two_call")
+FUSED = RoutingOptions(keep_bias=1e4, layout="fused")
+SKIPPING = RoutingOptions(keep_bias=-1e4, layout="two_call")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 ATTENTIONS = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
@@ -38,7 +40,7 @@ def test_skipping_changes_the_output(build, layout):
     model, batch = build(), requests(build)
     before = model(**batch).logits
     route_everywhere(model)
-    for options in (SKIP_ALL, RoutingOptions(route=torch.tensor([1, 1, 0, 1, 1]).bool())):
+    for options in (SKIPPING, RoutingOptions(route=torch.tensor([1, 1, 0, 1, 1]).bool())):
         options = RoutingOptions(options.route, options.keep_bias, layout)
         assert (model(**batch, routing_options=options).logits - before).abs().max() > 0.1
 
@@ -97,6 +99,30 @@ def test_layouts_agree_where_layers_are_skipped(build, attention):
         assert torch.allclose(two_call.logits[layer], fused.logits[layer], atol=5e-5)
     for one, other in zip(real_logits(logits["two_call"], batch), real_logits(logits["fused"], batch), strict=True):
         assert torch.allclose(one, other, atol=5e-5)
+
+
+@pytest.mark.parametrize("layout", ["two_call", "fused"])
+@pytest.mark.parametrize("options", [{"keep_bias": float("inf")}, {"skip_ratio": 0}], ids=["bias", "ratio"])
+def test_a_request_for_all_layers_is_bitwise_the_base(build, options, layout):
+    """Guards the dense end of the dial in either layout: forward, generate and beams, without routing tokens."""
+    model, batch = build(), requests(build)
+    before = outputs_of(model, batch)
+    route_everywhere(model, num_unrouted_layers=0)
+    after = outputs_of(model, batch, RoutingOptions(layout=layout, **options))
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+def test_an_infinite_bias_decides_as_a_large_one_without_asking_a_router(build):
+    """Guards the short way for both infinities against the routers' own way; of single options and of rows."""
+    model, batch = route_everywhere(build()), requests(build)
+    for options, large in ((KEEP_ALL, TWO_CALL), (SKIP_ALL, SKIPPING)):
+        short, long = context_of(model, batch, options), context_of(model, batch, large)
+        rows = context_of(model, batch, RoutingOptions(keep_bias=torch.full((3,), options.keep_bias)))
+        outputs = [model(**batch, routing=context).logits for context in (short, rows, long)]
+        assert (len(short.logits), len(rows.logits), len(long.logits)) == (0, 0, 4)
+        assert torch.equal(outputs[0], outputs[1])
+        assert torch.equal(outputs[0], outputs[2])
 
 
 def test_a_forced_all_keep_route_is_bitwise_the_base(build):

@@ -31,3 +31,5 @@ def test_decisions_and_their_bias():
     assert keeps(logits, 0.5).tolist() == [[True, True, False]]
     assert keeps(logits, float("inf")).tolist() == [[True, True, True]]
     assert keeps(logits, float("-inf")).tolist() == [[False, False, False]]
+    rows = torch.tensor([float("inf"), 0.0, 1.5], dtype=torch.float64)
+    assert keeps(logits[0], rows).tolist() == [True, False, True]

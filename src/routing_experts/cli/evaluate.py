@@ -21,6 +21,9 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     speed: Annotated[bool, typer.Option(help="Measure seconds, too.")] = True,
+    record_routes: Annotated[
+        Path | None, typer.Option(help="Where the questions' routes go, a JSON object a line.")
+    ] = None,
 ) -> None:
     """Evaluate a model: dense, routed, and the controls at the same skip rate.
 
@@ -29,7 +32,9 @@ def evaluate(
     from routing_experts.cli.common import model_folder
     from routing_experts.cli.judge import judge, judge_dense
     from routing_experts.cli.output import start, write_json
+    from routing_experts.errors import RouteError
     from routing_experts.evaluation.questions import load_questions
+    from routing_experts.inference.routes import refuse_repeated, write_routes
     from routing_experts.models.device import pick_device
     from routing_experts.models.load import is_routed_folder
     from routing_experts.records import RESULTS_NAME
@@ -38,12 +43,19 @@ def evaluate(
 
     say, on = start(), pick_device(device)
     asked = load_questions(data, images, questions, seed)
+    if record_routes is not None:  # before hours are spent
+        refuse_repeated([question.record.id for question in asked], f"the questions of {data}")
     if not is_routed_folder(model_folder(folder)):
+        if record_routes is not None:
+            raise RouteError(f"{folder} is not routed: there are no routes to record. Leave out --record-routes.")
         judge_dense(folder, asked, say, json, seed, on)
         return
-    results = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on)
+    results, routes = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on)
     target = json or (Path(folder) / RESULTS_NAME if RunFolder(folder).model.is_dir() else None)
     if str(target) != "-":
         print_results(results, say.results)
     if target is not None:
         write_json(results.checked_dict(), target, say, "results")
+    if record_routes is not None:
+        write_routes(record_routes, routes)
+        say.progress.print(f"routes: {record_routes}")

@@ -11,7 +11,14 @@ from rich.console import Console
 from routing_experts.cli.common import model_folder, progress_bar
 from routing_experts.cli.output import Output, write_json
 from routing_experts.errors import CheckpointError
-from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
+from routing_experts.evaluation.calibration import (
+    RateMeter,
+    calibration,
+    check_budget,
+    trace_budget,
+    with_bias,
+    with_budget,
+)
 from routing_experts.evaluation.evaluate import (
     SWEEP_BIASES,
     Comparison,
@@ -27,10 +34,12 @@ from routing_experts.evaluation.gallery import write_gallery
 from routing_experts.evaluation.questions import DIGITS, Question, digits_questions, load_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.evaluation.speed import measure_speed
+from routing_experts.inference.routes import RouteLine, recorded
 from routing_experts.models.card import write_card
 from routing_experts.models.load import from_pretrained, load_base, load_processor
 from routing_experts.records import (
     CALIBRATION_NAME,
+    BudgetRecord,
     Calibration,
     Dense,
     Results,
@@ -54,7 +63,7 @@ def judge(
     with_speed: bool = True,
     seconds_before: float = 0.0,
     device: torch.device | None = None,
-) -> Results:
+) -> tuple[Results, list[RouteLine]]:
     """Asks base, tuned base (where the run has one), routed model and controls the same questions.
 
     Args:
@@ -65,6 +74,9 @@ def judge(
         with_speed: measure seconds, too.
         seconds_before: what the run took until now; part of its ``seconds_total``.
         device: of the models; the CPU by default.
+
+    Returns:
+        What was measured, and the routes that the questions took.
     """
     started = time.monotonic()
     source = model_folder(folder)
@@ -90,7 +102,7 @@ def judge(
             write_card(Path(source), routed.roe_config, results)
     except OSError as error:  # what was measured matters more than the pictures beside it
         console.print(f"gallery and model card of {folder} were not written: {error}", markup=False)
-    return results
+    return results, recorded(routed, asked.comparison.routed.answers)
 
 
 @dataclass(frozen=True)
@@ -159,17 +171,10 @@ def _dense_models(folder: str, routed: Any, console: Console) -> dict[str, Any]:
     return models | {"tuned": load_base(tuned.model)}
 
 
-def calibrated(
-    folder: Path,
-    wanted: float,
-    data: str,
-    heldout: str | None,
-    images: str | None,
-    count: int,
-    console: Console,
-    device: torch.device,
-) -> Calibration:
-    """Finds the bias for a wanted skip rate, writes it into the model's folder, and checks it on held-out questions."""
+def meters(
+    folder: Path, data: str, heldout: str | None, images: str | None, count: int, device: torch.device
+) -> tuple[RateMeter, RateMeter | None]:
+    """A model's skip rates on training data, and on other questions if there are any."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder here: the bias is written into one. Download the model first.")
     model, processor = from_pretrained(folder).to(device), load_processor(folder)
@@ -177,13 +182,28 @@ def calibrated(
         training = digits_questions(count, TRAINING_SEED, split="train")
     else:
         training = load_questions(data, images, count, TRAINING_SEED)
-    meter = RateMeter(model, processor, training)
     check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED)) if heldout else None
+    return RateMeter(model, processor, training), check
+
+
+def calibrated(
+    folder: Path, wanted: float, meter: RateMeter, heldout: RateMeter | None, console: Console
+) -> Calibration:
+    """Finds the bias for a wanted skip rate, writes it into the model's folder, and checks it on held-out questions."""
     with console.status("measuring skip rates …"):
-        found = calibration(meter, check, wanted)
-    with_bias(model, found.keep_bias).roe_config.save(folder)
-    write_card(folder, model.roe_config)  # scores, if it had some, were those of another bias
+        found = calibration(meter, heldout, wanted)
+    config = with_bias(meter.model, found.keep_bias).roe_config
+    config.save(folder)
+    write_card(folder, config)  # scores, if it had some, were those of another bias
     return found
+
+
+def budgeted(folder: Path, meter: RateMeter, heldout: RateMeter | None, console: Console) -> BudgetRecord:
+    """Traces the model's budget, writes it into its folder, and checks it on held-out questions."""
+    with console.status("measuring skip rates …"):
+        config = with_budget(meter.model, trace_budget(meter)).roe_config
+        config.save(folder)
+        return check_budget(config, meter, heldout)
 
 
 def read_calibration(folder: str | Path, keep_bias: float) -> Calibration | None:

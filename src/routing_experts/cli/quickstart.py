@@ -40,7 +40,7 @@ def quickstart(
     train(tuned_base(recipe), console, restart)
     console.print("[bold]3/4[/] held-out handwriting, measured seconds")
     asked = digits_questions(questions, seed)
-    results = judge(str(output), asked, console, seed, seconds_before=time.monotonic() - started)
+    results, _ = judge(str(output), asked, console, seed, seconds_before=time.monotonic() - started)
     results.save(output / RESULTS_NAME)
     console.print("[bold]4/4[/] report")
     page = write_report(output)

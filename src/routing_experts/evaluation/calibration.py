@@ -1,28 +1,34 @@
 """Calibration: the bias on keep logits at which a routed model skips the wanted share of its layers.
 
+Either one bias for one rate, or a budget: the whole curve from bias to rate, from which a request takes its own.
+
 A bias in an early layer changes what later routers see, so the rate at a bias is measured by prefilling, not computed
 from recorded logits. Questions come from training data; held-out ones then say how well the rate carries over.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from routing_experts.config import CONTROL_GATES
-from routing_experts.errors import ConfigError
+from routing_experts.config import BUDGET_GAP, CONTROL_GATES, RoEConfig
+from routing_experts.errors import ConfigError, RouteError
 from routing_experts.evaluation.questions import Question, records_of
 from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.options import RoutingOptions
-from routing_experts.records import Calibration
+from routing_experts.records import BudgetCheck, BudgetRecord, Calibration
 
 CLOSE_ENOUGH = 0.002  # of the skip rate; a few questions' worth of one layer
 TOO_FAR = 0.05  # beyond this, a bias is no answer to what was asked
 WIDEST = 64.0  # a bias beyond which no trained logit decides
 MAX_HALVINGS = 20
+MOST = 0.5  # where a budget ends: warm-up's random routes skip no more, so adapters never trained beyond
+NARROWEST = 0.001  # biases nearer than this are one: the rate jumps between them
+CHECKED_EVERY = 0.05  # of the skip rate, when a budget is held against other questions
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,7 @@ def find_bias(meter: RateMeter, wanted: float) -> Found:
     config = meter.model.roe_config
     num_layers = meter.model.config.get_text_config(decoder=True).num_hidden_layers
     most = len(config.layers_to_route(num_layers)) / num_layers
-    if config.gate in CONTROL_GATES:
-        raise ConfigError(
-            f"calibrating a model with gate {config.gate!r}: its routers do not decide. Calibrate a routed one."
-        )
+    _refuse_controls(config)
     if not 0 < wanted < most:
         raise ConfigError(
             f"skip rate {wanted}: {most:.0%} of this model's layers are routed, so a rate lies above 0 and below "
@@ -131,6 +134,78 @@ def calibration(meter: RateMeter, heldout: RateMeter | None, wanted: float) -> C
     )
 
 
+def trace_budget(meter: RateMeter) -> tuple[tuple[float, float], ...]:
+    """The curve from keep bias to skip rate, as ``RoEConfig.budget`` holds it.
+
+    It begins at a bias that skips next to nothing and ends where ``MOST`` of all layers are skipped, or all routed
+    ones. Biases are halved between until no two rates are further than ``BUDGET_GAP`` apart, or the biases are one.
+
+    Raises:
+        ConfigError: if routers do not decide.
+    """
+    _refuse_controls(meter.model.roe_config)
+    biases = [0.0]
+    while meter.rate(biases[-1]) > 0 and biases[-1] < WIDEST:
+        biases.append(max(1.0, 2 * biases[-1]))
+    biases.reverse()
+    while meter.rate(biases[-1]) < MOST and biases[-1] > -WIDEST:
+        biases.append(min(-1.0, 2 * biases[-1]))
+    intervals = list(pairwise(biases))
+    while intervals:
+        higher, lower = intervals.pop()
+        gap = meter.rate(lower) - meter.rate(higher)
+        if gap > BUDGET_GAP and higher - lower > NARROWEST and meter.rate(higher) < MOST:
+            middle = (higher + lower) / 2
+            biases.append(middle)
+            intervals += [(higher, middle), (middle, lower)]
+    return _rising([Found(bias, meter.rate(bias)) for bias in sorted(biases, reverse=True)])
+
+
+def _rising(curve: Sequence[Found]) -> tuple[tuple[float, float], ...]:
+    """Pairs (rate, bias) up to ``MOST``: of equal rates the lowest bias, and none that skips less than a higher one."""
+    pairs: list[tuple[float, float]] = []
+    for found in curve:
+        if pairs and pairs[-1][0] >= MOST:
+            break
+        if pairs and found.skip_rate == pairs[-1][0]:
+            pairs.pop()
+        if not pairs or found.skip_rate > pairs[-1][0]:
+            pairs.append((found.skip_rate, found.keep_bias))
+    return tuple(pairs)
+
+
+def wanted_ratios(config: RoEConfig, every: float = CHECKED_EVERY) -> list[float]:
+    """Round skip ratios from 0 to the end of the budget."""
+    most = config.budget[-1][0] if config.budget else 0.0
+    return [round(every * step, 6) for step in range(int(most / every + 1e-9) + 1)]
+
+
+def check_budget(config: RoEConfig, meter: RateMeter, heldout: RateMeter | None) -> BudgetRecord:
+    """What ratios of the budget give, on the questions that it was traced on and on held-out ones."""
+    checks = []
+    for wanted in wanted_ratios(config)[1:]:
+        try:
+            bias = config.keep_bias_for(wanted)
+        except RouteError:  # within a jump; a ratio that nobody can have is a finding, too
+            checks.append(BudgetCheck(wanted=wanted, keep_bias=None, skip_rate=None, heldout_skip_rate=None))
+            continue
+        held = heldout.rate(bias) if heldout else None
+        checks.append(BudgetCheck(wanted=wanted, keep_bias=bias, skip_rate=meter.rate(bias), heldout_skip_rate=held))
+    return BudgetRecord(
+        pairs=[list(pair) for pair in config.budget],
+        checks=checks,
+        questions=meter.num_questions,
+        heldout_questions=heldout.num_questions if heldout else None,
+    )
+
+
+def _refuse_controls(config: RoEConfig) -> None:
+    if config.gate in CONTROL_GATES:
+        raise ConfigError(
+            f"calibrating a model with gate {config.gate!r}: its routers do not decide. Calibrate a routed one."
+        )
+
+
 def _bracket(measure: Callable[[float], Found], wanted: float) -> tuple[Found, Found]:
     """Two biases on either side of the wanted rate; the step from 0 doubles until it is passed."""
     start = measure(0.0)
@@ -147,4 +222,10 @@ def _bracket(measure: Callable[[float], Found], wanted: float) -> tuple[Found, F
 def with_bias(model: Any, keep_bias: float) -> Any:
     """Puts the bias into the model's config, from where every later request takes it."""
     model.roe_config = replace(model.roe_config, keep_bias=keep_bias)
+    return model
+
+
+def with_budget(model: Any, budget: tuple[tuple[float, float], ...]) -> Any:
+    """Puts the budget into the model's config, from where requests with a skip ratio take their bias."""
+    model.roe_config = replace(model.roe_config, budget=budget)
     return model

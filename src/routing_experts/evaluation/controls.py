@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routing_experts.inference.routes import draw_routes
+
 
 def most_skipped(layer_skip_rates: Sequence[float], routed_layers: Sequence[int]) -> list[int]:
     """Routed layers, the most skipped first; ties by index."""
@@ -34,12 +36,8 @@ def random_routes(
     routed_layers: Sequence[int], skip_rate: float, num_questions: int, num_layers: int, seed: int
 ) -> Tensor:
     """Every question skips layers drawn at random, as many as ``skip_rate`` asks. Keep flags [N, L]."""
-    rng = np.random.default_rng(seed)
-    routes = torch.ones(num_questions, num_layers, dtype=torch.bool)
     counts = _counts(skip_rate, num_questions, num_layers, len(routed_layers), seed)
-    for row, count in enumerate(counts):
-        routes[row, rng.permutation(np.asarray(routed_layers))[:count].tolist()] = False
-    return routes
+    return draw_routes(counts, routed_layers, num_layers, seed)
 
 
 def _counts(skip_rate: float, num_questions: int, num_layers: int, most: int, seed: int) -> list[int]:

@@ -4,7 +4,7 @@ Shapes: B requests, T prompt tokens, L decoder layers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from routing_experts.data.encode import Encoder
 from routing_experts.data.records import Record
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
-from routing_experts.models.options import RoutingOptions
+from routing_experts.models.options import RoutingOptions, refuse_for_dense
 
 NOT_FOR_GENERATE = ("labels", "segment_ids", "example_keys")
 
@@ -74,6 +74,9 @@ def answer_batch(
 
     Returns:
         B texts, and keep flags bool [B, L] on the host.
+
+    Raises:
+        RouteError: for options that do not fit the model or the batch.
     """
     batch = to_model(batch, model)
     settings = {"do_sample": False} | generation
@@ -85,6 +88,7 @@ def answer_batch(
         assert cache.route is not None
         route = cache.route
     else:
+        refuse_for_dense(options)
         ids = model.generate(**batch, **settings)
     texts = processor.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts], route
@@ -113,12 +117,15 @@ def answer(
 
     Yields:
         An answer a record, in order.
+
+    Raises:
+        RouteError: for options or routes that do not fit the model or each other.
     """
-    done = 0
+    done, given = 0, options or RoutingOptions()
     for batch in prompt_batches(processor, records, batch_size, prompt_format):
         if routes is not None:
-            options = RoutingOptions(route=routes[done : done + batch_size])
-        texts, taken = answer_batch(model, processor, batch, options, **generation)
+            given = replace(given, route=routes[done : done + batch_size])
+        texts, taken = answer_batch(model, processor, batch, given, **generation)
         for text, route in zip(texts, taken.tolist(), strict=True):
             yield Answer(records[done].id, text, tuple(route))
             done += 1

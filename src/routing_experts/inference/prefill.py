@@ -19,12 +19,12 @@ from routing_experts.inference.requests import Request
 from routing_experts.inference.slots import Past, pasts_of
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
-from routing_experts.models.options import RoutingOptions, route_rows
+from routing_experts.models.options import RoutingOptions, bias_rows, refuse_for_dense, route_rows, settle
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request that is ready to be prefilled."""
+    """A request that is ready to be prefilled; its options are settled (``models.options``)."""
 
     encoded: Encoded
     routing: RoutingOptions
@@ -116,13 +116,18 @@ class Prefiller:
                 f"request {request.id}: a prompt of {length} tokens and {new} new ones, but the model knows "
                 f"{self.max_length} positions. Shorten it, or ask for less."
             )
-        return Prompt(encoded, self._checked(request.routing or RoutingOptions()))
+        return Prompt(encoded, self._settled(request.routing or RoutingOptions()))
 
-    def _checked(self, routing: RoutingOptions) -> RoutingOptions:
-        """Options whose route fits the model, so that a wrong one fails alone and not with its batch."""
-        if routing.route is None:
-            return routing
-        return replace(routing, route=route_rows(routing.route, 1, self.num_layers, self.routed_layers)[0])
+    def _settled(self, asked: RoutingOptions) -> RoutingOptions:
+        """One row's options, settled and checked, so that a wrong one fails alone and right ones share a prefill."""
+        if not is_routed(self.model):
+            refuse_for_dense(asked)
+            return asked
+        settled = settle(asked, self.model.roe_config, self.num_layers)
+        if settled.route is not None:
+            return replace(settled, route=route_rows(settled.route, 1, self.num_layers, self.routed_layers)[0])
+        assert settled.keep_bias is not None
+        return replace(settled, keep_bias=bias_rows(settled.keep_bias, 1).item())
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:
@@ -137,15 +142,17 @@ class Prefiller:
 
 
 def together(options: Sequence[RoutingOptions]) -> RoutingOptions:
-    """The options of single requests as those of a batch; ``compatible`` ones only."""
+    """The settled options of single requests as those of a batch; ``compatible`` ones only."""
+    first = options[0]
     routes = [option.route for option in options if option.route is not None]
     if routes:
-        return RoutingOptions(route=torch.stack([route.reshape(-1) for route in routes]))
-    return options[0]
+        return RoutingOptions(route=torch.stack(routes), layout=first.layout)
+    if first.keep_bias is None:  # of a model that does not route
+        return first
+    biases = [float(option.keep_bias) for option in options if option.keep_bias is not None]
+    return RoutingOptions(keep_bias=torch.tensor(biases, dtype=torch.float64), layout=first.layout)
 
 
 def compatible(first: RoutingOptions, second: RoutingOptions) -> bool:
-    """Whether two requests can be prefilled in one call: both forced, or decided under the same bias and layout."""
-    if (first.route is None) != (second.route is None):
-        return False
-    return first.layout == second.layout and (first.route is not None or first.keep_bias == second.keep_bias)
+    """Whether two requests' settled options fit one call: both forced, or both decided, under whatever budget."""
+    return (first.route is None) == (second.route is None) and first.layout == second.layout

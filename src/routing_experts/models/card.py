@@ -62,6 +62,7 @@ def _body(base: str, config: RoEConfig, results: Results | None, license_name: s
         f"| target of training | {config.target_skip_ratio:.0%} of the routed layers skipped |",
         f"| gate | {config.gate} |",
         f"| keep bias | {config.keep_bias:+.3f} |",
+        *([f"| skip ratios a request may ask for | 0 to {config.budget[-1][0]:.1%} |"] if config.budget else []),
         *(_scores(results) if results is not None else ["| scores | not evaluated yet |"]),
         "",
         "```python",

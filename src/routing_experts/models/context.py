@@ -27,7 +27,7 @@ class RoutingContext:
         first_real_B: index of each row's first token that is no padding; routing tokens share its position.
         gate: training's gate; None decides hard.
         route_BL: a forced route on the host; the routers are not asked then.
-        keep_bias: added to keep logits of hard decisions.
+        keep_bias: added to keep logits of hard decisions; one for all rows, or [B] on the host.
         layout: "two_call" or "fused".
         keys_B: integers that identify examples for random draws.
         last_routed: the last routed layer; routing tokens travel no further.
@@ -49,7 +49,7 @@ class RoutingContext:
         *,
         gate: GateSettings | None = None,
         route_BL: Tensor | None = None,
-        keep_bias: float = 0.0,
+        keep_bias: float | Tensor = 0.0,
         layout: str = "two_call",
         keys_B: Tensor | None = None,
         last_routed: int = 10**9,

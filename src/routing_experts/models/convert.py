@@ -92,7 +92,7 @@ def convert(model: Any, config: RoEConfig | None = None, markers: TurnMarkers | 
 
 
 def retarget(model: Any, config: RoEConfig) -> Any:
-    """Gives a routed model other settings to be trained on with; its parts stay, a bias of calibration goes.
+    """Gives a routed model other settings to be trained on with; its parts stay, what calibration found goes.
 
     Args:
         model: routed.

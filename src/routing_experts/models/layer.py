@@ -172,7 +172,8 @@ class _LayerCall:
         assert tokens is not None
         logits = router_logits(self.layer.input_layernorm(tokens), self.layer.router)
         routing.logits.setdefault(self.index, logits)
-        return keeps(logits[:, -1], routing.keep_bias).cpu()
+        # Compared on the host, whose double precision gives a row's bias the same effect in any batch and dtype.
+        return keeps(logits[:, -1].cpu(), routing.keep_bias)
 
     def _run_all(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
         """Every row runs; routing tokens come along while a later layer needs them."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routing_experts.config import CONTROL_GATES, RoEConfig
+from routing_experts.config import RoEConfig
 from routing_experts.errors import RouteError
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.checkpoint import save_routed
@@ -16,7 +16,7 @@ from routing_experts.models.context import RoutingContext
 from routing_experts.models.families import family_of
 from routing_experts.models.hub import push
 from routing_experts.models.layer import disguise
-from routing_experts.models.options import RoutingOptions, route_rows
+from routing_experts.models.options import RoutingOptions, bias_rows, route_of_bias, route_rows, settle
 from routing_experts.models.spans import only_last_question, open_history, segments_from_ids
 
 _REFUSED_IN_GENERATE = {
@@ -85,43 +85,25 @@ def routing_context(
     """
     config: RoEConfig = model.roe_config
     options = options or RoutingOptions()
+    batch_size = len(segment_ids_BT)
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     routed = config.layers_to_route(num_layers)
-    decides = "gate" not in training
-    route = _route_without_routers(config, num_layers, options) if decides else options.route
-    route_BL = None if route is None else route_rows(route, len(segment_ids_BT), num_layers, routed)
-    if decides:
+    route, settings = options.route, dict(training)
+    if "gate" not in training:
+        settled = settle(options, config, num_layers)
+        route = settled.route
+        if settled.keep_bias is not None:
+            settings["keep_bias"] = bias_rows(settled.keep_bias, batch_size)
+            route = route_of_bias(settings["keep_bias"], num_layers, routed)
         narrow = open_history if config.text_span == "history" else only_last_question
         segment_ids_BT = narrow(segment_ids_BT)
     return RoutingContext.from_segments(
         segment_ids_BT,
-        route_BL=route_BL,
-        keep_bias=config.keep_bias if options.keep_bias is None else options.keep_bias,
+        route_BL=None if route is None else route_rows(route, batch_size, num_layers, routed),
         layout=options.layout or config.layout,
         last_routed=routed[-1],
-        **training,
+        **settings,
     )
-
-
-def _route_without_routers(config: RoEConfig, num_layers: int, options: RoutingOptions) -> Tensor | None:
-    """The route that a caller or a control's gate fixes; None where routers decide."""
-    if options.route is not None or options.keep_bias in (float("inf"), float("-inf")):
-        return options.route
-    if config.gate in CONTROL_GATES and options.keep_bias is not None:
-        raise RouteError(
-            f"keep_bias={options.keep_bias} on a model with gate {config.gate!r}: a bias moves what routers decide, "
-            "and its were never trained. Leave it out, or give a route."
-        )
-    if config.gate == "random":
-        raise RouteError(
-            "a model trained on random routes, called without a route: its routers were never trained. Pass "
-            "RoutingOptions(route=...), or RoutingOptions(keep_bias=inf) to run all layers."
-        )
-    if config.gate == "static":
-        route = torch.ones(num_layers, dtype=torch.bool)
-        route[list(config.layers_to_route(num_layers))] = False
-        return route
-    return None
 
 
 def _context_of_call(model: Any, kwargs: dict[str, Any], options: Any) -> RoutingContext | None:

@@ -29,6 +29,9 @@ def with_context(logits_BQ2: Tensor, valid_BQ: Tensor) -> Tensor:
     return torch.cat([mean_B12, logits_BQ2], dim=1)
 
 
-def keeps(logits_BQ2: Tensor, bias: float = 0.0) -> Tensor:
-    """The hard decision [B, Q]: keep iff z_keep + bias > z_skip; a tie skips, as in the authors' code."""
+def keeps(logits_BQ2: Tensor, bias: float | Tensor = 0.0) -> Tensor:
+    """The hard decision [B, Q]: keep iff z_keep + bias > z_skip; a tie skips, as in the authors' code.
+
+    A tensor of biases broadcasts against the decisions.
+    """
     return logits_BQ2[..., KEEP] + bias > logits_BQ2[..., SKIP]

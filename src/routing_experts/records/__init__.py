@@ -5,10 +5,13 @@ from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share
 from routing_experts.records.environment import environment
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log
 from routing_experts.records.results import (
+    BUDGET_NAME,
     CALIBRATION_NAME,
     GALLERY_NAME,
     MAX_ROUTES,
     RESULTS_NAME,
+    BudgetCheck,
+    BudgetRecord,
     Calibration,
     Dense,
     Results,
@@ -26,6 +29,7 @@ from routing_experts.records.study import STUDY_NAME, Contrast, LayerChoice, Stu
 
 __all__ = [
     "BENCH_NAME",
+    "BUDGET_NAME",
     "CALIBRATION_NAME",
     "GALLERY_NAME",
     "LOG_NAME",
@@ -34,6 +38,8 @@ __all__ = [
     "STUDY_NAME",
     "BenchCase",
     "BenchRecord",
+    "BudgetCheck",
+    "BudgetRecord",
     "Calibration",
     "Contrast",
     "Count",

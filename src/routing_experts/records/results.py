@@ -11,6 +11,7 @@ RESULTS_NAME = "results.json"
 GALLERY_NAME = "gallery.json"
 MAX_ROUTES = 32
 CALIBRATION_NAME = "calibration.json"
+BUDGET_NAME = "budget.json"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,37 @@ class Calibration(Entry):
     heldout_raw_skip_rate: Share | None
     heldout_skip_rate: Share | None
     questions: Positive
+
+
+@dataclass(frozen=True)
+class BudgetCheck(Entry):
+    """What a wanted skip ratio gave; nothing where the rate jumps past it.
+
+    Attributes:
+        wanted: share of all decoder layers.
+        keep_bias: that the budget gives.
+        skip_rate, heldout_skip_rate: on the questions of the trace, and on held-out ones if any were given.
+    """
+
+    wanted: Share
+    keep_bias: float | None
+    skip_rate: Share | None
+    heldout_skip_rate: Share | None
+
+
+@dataclass(frozen=True)
+class BudgetRecord(Entry):
+    """A traced budget and what its ratios give.
+
+    Attributes:
+        pairs: skip rate and keep bias, as in the model's config.
+        checks: by rising ratio; 0 is the dense model, which needs no check.
+    """
+
+    pairs: list[list[float]]
+    checks: list[BudgetCheck]
+    questions: Positive
+    heldout_questions: Positive | None
 
 
 @dataclass(frozen=True)

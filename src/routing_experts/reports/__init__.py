@@ -6,12 +6,13 @@ from routing_experts.reports.folder import write_folder_report
 from routing_experts.reports.html import write_report
 from routing_experts.reports.study import print_study, study_markdown, write_study_report
 from routing_experts.reports.summary import calibration_line
-from routing_experts.reports.table import print_results, results_markdown
+from routing_experts.reports.table import print_budget, print_results, results_markdown
 
 __all__ = [
     "bench_markdown",
     "calibration_line",
     "print_bench",
+    "print_budget",
     "print_results",
     "print_study",
     "results_markdown",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from routing_experts.records import BenchCase, Calibration, Results, Score, SpeedCase
+from routing_experts.records import BenchCase, BudgetRecord, Calibration, Results, Score, SpeedCase
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -145,6 +145,29 @@ def calibration_line(calibration: Calibration) -> str:
         f"{rates}, {percent(calibration.heldout_skip_rate)} on held-out questions "
         f"({percent(calibration.heldout_raw_skip_rate)} before)."
     )
+
+
+def budget(record: BudgetRecord) -> Grid:
+    """What each wanted skip ratio gave, on the questions of the trace and on held-out ones."""
+    rows = tuple(
+        (
+            percent(check.wanted),
+            NONE if check.keep_bias is None else f"{check.keep_bias:+.3f}",
+            NONE if check.skip_rate is None else percent(check.skip_rate),
+            NONE if check.heldout_skip_rate is None else percent(check.heldout_skip_rate),
+            NONE if check.heldout_skip_rate is None else points(check.heldout_skip_rate - check.wanted),
+        )
+        for check in record.checks
+    )
+    most = record.pairs[-1][0] if record.pairs else 0.0
+    note = (
+        f"Requests may ask for 0 (all layers) to {percent(most)}; {len(record.pairs)} biases measured on "
+        f"{record.questions:,} questions."
+    )
+    if any(check.keep_bias is None for check in record.checks):
+        note += " Where there is no bias, the rate jumps past the ratio, and requests for it are refused."
+    columns = ("skip ratio", "keep bias", "skipped, training data", "held out", "off, points")
+    return Grid("Budget", columns, rows, num_texts=0, note=note)
 
 
 def interval(accuracy: float, questions: int, z: float = 1.96) -> tuple[float, float]:

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from routing_experts.records import Results
-from routing_experts.reports.summary import Grid, by_task, comparison, headline, speed
+from routing_experts.records import BudgetRecord, Results
+from routing_experts.reports.summary import Grid, budget, by_task, comparison, headline, speed
 
 WIDE_CONSOLE = 110  # characters; narrower ones get medians without their ranges
 
@@ -23,6 +23,13 @@ def print_results(results: Results, console: Console | None = None) -> None:
             console.print(Text(grid.note, style="dim"))
     if results.speed.note:
         console.print(Text(results.speed.note))
+
+
+def print_budget(record: BudgetRecord, console: Console | None = None) -> None:
+    """Prints what each skip ratio gives."""
+    console, grid = console or Console(), budget(record)
+    console.print(rich_table(grid))
+    console.print(Text(grid.note, style="dim"))
 
 
 def results_markdown(results: Results) -> str:
