@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from routing_experts.cli.app import app
 from routing_experts.errors import ConfigError, ReportError
-from routing_experts.evaluation.bench.cases import draw_routes
+from routing_experts.evaluation.bench.cases import routes_of
 from routing_experts.evaluation.bench.models import Sides, real_sides, twin_of
 from routing_experts.evaluation.bench.presets import PRESETS, BenchPreset, Serving, Work, fitted, preset_named
 from routing_experts.evaluation.bench.run import run_bench
@@ -121,7 +121,7 @@ def test_the_authors_routes():
 
 def test_drawn_routes_skip_as_many_as_asked(sides):
     """Guards a case's routes: rows alike, or each another."""
-    alike, mixed = (draw_routes(Work("prefill", 8, 2, mixed=mixed), sides) for mixed in (False, True))
+    alike, mixed = (routes_of(Work("prefill", 8, 2, mixed=mixed), sides) for mixed in (False, True))
     assert (~alike).sum(1).tolist() == (~mixed).sum(1).tolist() == [2] * 8
     assert len({tuple(row) for row in alike.tolist()}) == 1
     assert len({tuple(row) for row in mixed.tolist()}) > 3

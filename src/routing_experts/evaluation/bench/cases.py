@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from routing_experts.evaluation.bench.work import (
     prefilled_cache,
 )
 from routing_experts.evaluation.cost import Cost, decoder_sizes
+from routing_experts.inference.routes import draw_routes
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import BenchCase, Counted
 
@@ -33,7 +33,7 @@ ALWAYS = 1e6  # a keep bias beyond any logit: the routers are asked, and all say
 
 def time_work(sides: Sides, preset: BenchPreset, work: Work) -> BenchCase:
     """One case, all sides in turn."""
-    piece = _Piece(sides, preset, work, draw_routes(work, sides), _words(sides, work.batch, preset.prompt))
+    piece = _Piece(sides, preset, work, routes_of(work, sides), _words(sides, work.batch, preset.prompt))
     models = [sides.dense, sides.routed]
     if not work.mixed and not work.asks and work.skipped:
         models.append(twin_of(sides.routed, piece.route[0]))
@@ -103,15 +103,12 @@ class _Piece:
         return filled_cache(model, self._route(model), self.preset.prompt)
 
 
-def draw_routes(work: Work, sides: Sides) -> Tensor:
+def routes_of(work: Work, sides: Sides) -> Tensor:
     """Keep flags [B, L], with so many skipped layers in every row; the same for the same work."""
     num_layers = sides.dense.config.get_text_config(decoder=True).num_hidden_layers
     routed = sides.routed.roe_config.layers_to_route(num_layers)
-    rng = np.random.default_rng(SEED)
-    route = torch.ones(work.batch, num_layers, dtype=torch.bool)
-    for row in range(work.batch if work.mixed else 1):
-        route[row, rng.permutation(routed)[: work.skipped].tolist()] = False
-    return route if work.mixed else route[:1].expand(work.batch, -1).clone()
+    drawn = draw_routes([work.skipped] * (work.batch if work.mixed else 1), routed, num_layers, SEED)
+    return drawn.expand(work.batch, -1).clone()
 
 
 def _words(sides: Sides, rows: int, length: int) -> dict[str, Tensor]:
