@@ -15,6 +15,7 @@ from rich.markup import escape
 from routing_experts import __version__
 from routing_experts.cli import (
     calibrate,
+    chat,
     convert,
     evaluate,
     export,
@@ -42,6 +43,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("study")(study.study)
 app.command("report")(report.report)
 app.command("convert")(convert.convert)
