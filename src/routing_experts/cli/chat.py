@@ -29,8 +29,8 @@ def chat(
 ) -> None:
     """Talk about a picture: a question a line, from the terminal or piped in.
 
-    A line `/image FILE` adds a picture to the next question; an empty line or the end of the input ends the dialogue.
-    With --json, each turn is one line of JSON.
+    A line `/image FILE` adds a picture to the next question; the end of the input (Ctrl-D) ends the dialogue. With
+    --json, each turn is one line of JSON.
 
     Example: roe chat runs/quickstart --image cat.jpg --policy project
     """
@@ -56,7 +56,7 @@ def chat(
         except RoutingExpertsError as error:
             if not sys.stdin.isatty():
                 raise
-            say.results.print(f"error: {error}", markup=False)  # a mistyped path need not end a dialogue
+            typer.echo(f"error: {error}", err=True)  # a mistyped path need not end a dialogue
             pictures = []
             continue
         pictures = []
@@ -74,12 +74,12 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """What the user says, without surrounding space, up to an empty line or the end."""
+    """What the user says up to the end of the input, without blank lines and surrounding space."""
     while True:
         if sys.stdin.isatty():
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-        line = sys.stdin.readline().strip()
+            typer.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
         if not line:
             return
-        yield line
+        if line.strip():
+            yield line.strip()

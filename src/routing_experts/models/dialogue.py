@@ -116,8 +116,8 @@ class DialogueCache(RoutedCache):
 def store_keys(layer: Any, run: Any, hidden: Tensor, cache: RoutedCache, **kwargs: Any) -> None:
     """Stores a skipped layer's keys and values of ``hidden`` [1, T, D].
 
-    The layer's own code computes them, up to the point where it hands them to the cache; family differences in norms,
-    projections and rotary embeddings come along.
+    The layer's own code computes them, up to the point where it hands them to the cache: family differences in norms,
+    projections and rotary embeddings come along, and so do queries, which nobody needs.
     """
     before = cache.layers[layer.self_attn.layer_idx].get_seq_length()
     with contextlib.suppress(_Stored):
