@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint format digits pocket study calibration budget install-record clean
+.PHONY: help setup quickstart test test-slow lint format digits pocket study calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ calibration: setup ## calibrate the study's routed models to 10 to 40 %, and che
 
 budget: setup ## trace the budgets of the study's routed models, and ask held-out questions at every skip ratio
 	$(BIN)/python benchmarks/budget.py runs/digits/routed-33.33/seed-*
+
+dialogue: setup ## measure chats of four turns with the study's routed models, under both policies
+	$(BIN)/python benchmarks/dialogue.py runs/digits/routed-25/seed-*
 
 install-record: setup ## time a stranger's install: the wheel, an empty environment, the quickstart
 	$(BIN)/python benchmarks/install.py

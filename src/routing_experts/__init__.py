@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from routing_experts.api import convert, load_pocket, save_pretrained
     from routing_experts.config import RoEConfig
     from routing_experts.errors import RoutingExpertsError
+    from routing_experts.inference.chat import ChatSession
     from routing_experts.inference.engine import Engine, EngineSettings
     from routing_experts.inference.requests import Request, Sampling
     from routing_experts.models.cache import RoutedCache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _HOME = {
+    "ChatSession": "inference.chat",
     "Engine": "inference.engine",
     "EngineSettings": "inference.engine",
     "Request": "inference.requests",
@@ -37,6 +39,7 @@ _HOME = {
     "save_pretrained": "api",
 }
 __all__ = [
+    "ChatSession",
     "Engine",
     "EngineSettings",
     "Request",

@@ -1,7 +1,9 @@
 """README quotes records only: the table between its markers is a committed record's, word for word."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from routing_experts.records import Results, StudyRecord
@@ -44,4 +46,45 @@ def test_the_calibration_table_is_the_record() -> None:
     assert {row["wanted"] for row in record["rows"]} >= {0.1, 0.2, 0.3, 0.4}
     assert len({row["run"] for row in record["rows"]}) == 3
     assert max(abs(row["heldout_skip_rate"] - row["wanted"]) for row in record["rows"]) < 0.01
+    assert not record["environment"]["commit"].endswith("-dirty")
+
+
+def dialogue_table(record: dict[str, Any]) -> str:
+    """The table of docs/inference.md: a row a contender, a figure a turn, each the mean over runs."""
+
+    def by_turn(contender: str, value: Callable[[dict[str, Any]], float], form: str) -> str:
+        runs = [row["turns"] for row in record["rows"] if row["contender"] == contender]
+        return " / ".join(format(mean(map(value, turns)), form) for turns in zip(*runs, strict=True))
+
+    lines = ["| contender | right, % | skipped, % | tokens run | cache, KiB | ms |", "|---|--:|--:|--:|--:|--:|"]
+    for name in ("dense", "prefill", "project"):
+        cells = (
+            by_turn(name, lambda turn: 100 * turn["accuracy"], ".1f"),
+            by_turn(name, lambda turn: 100 * turn["skip_rate"], ".1f"),
+            by_turn(name, lambda turn: turn["prefilled_tokens"], ".0f"),
+            by_turn(name, lambda turn: turn["cache_bytes"] / 1024, ".0f"),
+            by_turn(name, lambda turn: 1000 * turn["seconds"]["median"], ".0f"),
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    later = record["project_minus_prefill"]
+    low, middle, high = (f"{100 * later[name]:+.1f}".replace("-", "−") for name in ("low", "mean", "high"))
+    same = mean(row["same_route_as_before"] for row in record["rows"] if row["contender"] == "prefill")
+    runs = len({row["run"] for row in record["rows"]})
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{record['dialogues']} dialogues, {runs} routed models. From the second turn on, `project` − `prefill`: "
+            f"{middle} points ({low} to {high}, 95 %, over dialogues). Under `prefill`, {100 * same:.0f} % of turns "
+            "took the route of the turn before.",
+        ]
+    )
+
+
+def test_the_dialogue_table_is_the_record() -> None:
+    """Guards docs/inference.md against numbers that nobody measured."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "dialogue.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    block = page.split("<!-- dialogue:begin -->\n")[1].split("\n<!-- dialogue:end -->")[0]
+    assert block == dialogue_table(record)
     assert not record["environment"]["commit"].endswith("-dirty")

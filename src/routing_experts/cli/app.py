@@ -16,6 +16,7 @@ from routing_experts import __version__
 from routing_experts.cli import (
     bench,
     calibrate,
+    chat,
     convert,
     evaluate,
     export,
@@ -44,6 +45,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("bench")(bench.bench)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("study")(study.study)
 app.command("report")(report.report)
 app.command("convert")(convert.convert)

@@ -89,9 +89,9 @@ def start() -> Output:
     return output
 
 
-def print_json(value: Any, output: Output) -> None:
-    """A value for programs: JSON on standard output, nothing else."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False), file=output.stdout)
+def print_json(value: Any, output: Output, indent: int | None = 2) -> None:
+    """A value for programs: JSON on standard output, nothing else; in one line with ``indent=None``."""
+    typer.echo(json.dumps(value, indent=indent, allow_nan=False), file=output.stdout)
 
 
 def write_json(value: Any, target: Path, output: Output, name: str) -> None:

@@ -23,9 +23,11 @@ class RoutedCacheLayer(CacheLayerMixin):
         inner: the base's cache layer, which holds ``[kept rows, heads, tokens, head size]``.
         length: tokens seen, run or skipped.
         keep: bool [B] on the host: which rows run the layer; None before the route is known (every row runs).
+        stores_skipped: whether tokens that skip the layer leave keys and values behind all the same.
     """
 
     is_croppable = False
+    stores_skipped = False
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -178,15 +180,17 @@ class KeyValueTap:
         self.cache, self.num_hidden_last = cache, num_hidden_last
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """What attention sees."""
+        """What attention sees: what the cache held before, and this call's own."""
+        last = self.num_hidden_last
         self.keys, self.values = keys, values
         if self.cache is None:
             return keys, values
-        if not self.num_hidden_last:
-            return self.cache.update(keys, values, layer_idx, *args, **kwargs)
-        last = self.num_hidden_last
-        self.cache.update(keys[:, :, :-last], values[:, :, :-last], layer_idx, *args, **kwargs)
-        return keys, values
+        stored = keys.shape[-2] - last
+        held = self.cache.update(keys[:, :, :stored], values[:, :, :stored], layer_idx, *args, **kwargs)
+        if held[0].shape[-2] > stored:  # behind a past
+            ends = zip(held, (keys, values), strict=True)
+            self.keys, self.values = (torch.cat([old, new[:, :, stored:]], dim=-2) for old, new in ends)
+        return self.keys, self.values
 
 
 class BehindTap:

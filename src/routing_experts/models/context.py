@@ -21,7 +21,8 @@ class RoutingContext:
     """Made for one forward of the model.
 
     Args:
-        visible_BRK: what each routing token sees, bool over K = T ordinary tokens and then R routing tokens.
+        visible_BRK: what each routing token sees, bool over K = T ordinary tokens (behind those that a cache holds,
+            if it does) and then R routing tokens.
         turns_BT: whose weights a token follows: 0 context, q = 1 … Q a turn.
         valid_BQ: which turns exist.
         first_real_B: index of each row's first token that is no padding; routing tokens share its position.
@@ -67,11 +68,12 @@ class RoutingContext:
         self._made: dict[tuple[str, int], tuple[Tensor | None, Any]] = {}
 
     @classmethod
-    def from_segments(cls, segment_ids_BT: Tensor, **settings: Any) -> "RoutingContext":
+    def from_segments(cls, segment_ids_BT: Tensor, past: int = 0, **settings: Any) -> "RoutingContext":
         """Builds the context from segment ids (see ``models.spans``): routing token q sees question q and itself.
 
         Args:
-            segment_ids_BT: of ordinary tokens.
+            segment_ids_BT: of ordinary tokens, those that a cache holds included.
+            past: how many of them it holds; the call brings the others.
             **settings: the constructor's keywords.
         """
         turns_BT = turns_of(segment_ids_BT)
@@ -82,7 +84,7 @@ class RoutingContext:
         itself = torch.eye(num_turns + 1, dtype=torch.bool, device=segment_ids_BT.device)
         return cls(
             torch.cat([span_BRT, itself.expand(len(segment_ids_BT), -1, -1)], dim=-1),
-            turns_BT.clamp_min(0),
+            turns_BT[:, past:].clamp_min(0),
             span_BRT[:, 1:].any(-1),
             (segment_ids_BT != PADDING).int().argmax(1),
             **settings,
@@ -144,6 +146,8 @@ class RoutingContext:
     def fused_mask(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
         """The base's mask [B, 1, T, T] with the routing tokens behind, [B, 1, T + R, T + R]: nobody sees them.
 
+        With a past of P tokens both have P more columns in front.
+
         Args:
             base_mask: as the layer was given it; None for plainly causal attention.
             dtype: of the hidden states, for additive masks.
@@ -154,9 +158,10 @@ class RoutingContext:
 
     def _extend(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
         batch, num_routing, num_keys = self.visible_BRK.shape
-        length, device = num_keys - num_routing, self.visible_BRK.device
+        length, device = self.turns_BT.shape[1], self.visible_BRK.device
         if base_mask is None:
-            causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+            past = num_keys - num_routing - length
+            causal = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
             ordinary = _attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
         else:
             ordinary = base_mask.expand(batch, -1, -1, -1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from routing_experts.errors import RouteError
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
+from routing_experts.models.dialogue import store_keys
 from routing_experts.nn.adapter import skip_path
 from routing_experts.nn.gates import gate_weights
 from routing_experts.nn.router import keeps, router_logits
@@ -75,8 +76,7 @@ class _LayerCall:
         if slot is None or slot.all_keep:
             return self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
         if not slot.any_keep:
-            slot.skip(hidden.shape[1])
-            return self.adapt(hidden)
+            return self.pass_over(hidden)
         kept, skipped = slot.kept_rows.to(hidden.device), slot.skipped_rows.to(hidden.device)
         ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden)))
         return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
@@ -96,11 +96,9 @@ class _LayerCall:
             return self._run_all(hidden, tokens)
         carries = tokens is not None and routing.carries_after(self.index)
         if not bool(keep.any()):
-            if self.slot is not None:
-                self.slot.skip(hidden.shape[1])
             if carries and tokens is not None:
                 routing.tokens[self.index + 1] = self.adapt(tokens)
-            return self.adapt(hidden)
+            return self.pass_over(hidden)
         kept, skipped = keep.nonzero()[:, 0].to(hidden.device), (~keep).nonzero()[:, 0].to(hidden.device)
         if not carries:
             ran = self.run(
@@ -157,6 +155,14 @@ class _LayerCall:
             rotary, mask = tuple(c[rows] for c in rotary), mask[rows]
         beside = kwargs | {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
         return ran, self.run(self.layer, tokens, past_key_values=BehindTap(tap), **beside)
+
+    def pass_over(self, hidden: Tensor) -> Tensor:
+        """Every row skips: the cache counts the tokens, or holds their keys and values for turns to come."""
+        if self.slot is not None and self.slot.stores_skipped:
+            store_keys(self.layer, self.run, hidden, self.cache, **self.kwargs)
+        elif self.slot is not None:
+            self.slot.skip(hidden.shape[1])
+        return self.adapt(hidden)
 
     def adapt(self, hidden: Tensor, normed: Tensor | None = None) -> Tensor:
         """The skip path."""

@@ -13,6 +13,7 @@ from routing_experts.errors import RouteError
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.checkpoint import save_routed
 from routing_experts.models.context import RoutingContext
+from routing_experts.models.dialogue import DialogueCache, start_rotary
 from routing_experts.models.families import family_of
 from routing_experts.models.hub import push
 from routing_experts.models.layer import disguise
@@ -81,7 +82,7 @@ def routing_context(
         model: a converted model.
         segment_ids_BT: as in ``models.spans``; for a hard decision the last question's routing token decides.
         options: of a hard decision.
-        **training: ``gate`` and ``keys_B`` while training.
+        **training: ``gate`` and ``keys_B`` while training; ``past`` and ``rotary`` for a new turn of a dialogue.
     """
     config: RoEConfig = model.roe_config
     options = options or RoutingOptions()
@@ -115,7 +116,7 @@ def _context_of_call(model: Any, kwargs: dict[str, Any], options: Any) -> Routin
                 f"past_key_values of type {type(cache).__name__} with a past: a routed model's cache knows which "
                 "layers each row skips. Start from RoutedCache(model.config)."
             )
-        return None
+        return _context_of_turn(model, kwargs, cache) if isinstance(cache, DialogueCache) else None
     input_ids = kwargs.get("input_ids")
     if input_ids is None:
         raise RouteError(
@@ -134,10 +135,24 @@ def _context_of_call(model: Any, kwargs: dict[str, Any], options: Any) -> Routin
         if model.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache:
             kwargs["past_key_values"] = RoutedCache(model.config, options)
     mask = kwargs.get("attention_mask")
-    image_token_ids = family_of(model).image_token_ids(model.config)
     two_d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-    segments = segments_from_ids(input_ids, two_d, image_token_ids, model.roe_config.markers)
-    return routing_context(model, segments, options)
+    return routing_context(model, _segments(model, input_ids, two_d), options)
+
+
+def _context_of_turn(model: Any, kwargs: dict[str, Any], cache: DialogueCache) -> RoutingContext | None:
+    """A turn that was announced decides anew, over what the cache holds; any other call follows."""
+    brought = kwargs.get("input_ids")
+    ids = cache.take_turn((kwargs["inputs_embeds"] if brought is None else brought).shape[1])
+    if ids is None:
+        return None
+    segments = _segments(model, ids.to(model.device), None)
+    past = cache.get_seq_length()
+    return routing_context(model, segments, cache.options, past=past, rotary=start_rotary(model))
+
+
+def _segments(model: Any, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+    image_token_ids = family_of(model).image_token_ids(model.config)
+    return segments_from_ids(input_ids, mask, image_token_ids, model.roe_config.markers)
 
 
 def _check_generate(model: Any, kwargs: dict[str, Any], options: RoutingOptions | None) -> None:
