@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint format digits pocket study calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-gpu lint format digits pocket study bench bench-gpu calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: lint ## lint, then the tests that take seconds
 test-slow: setup ## the tests that train for minutes or start several processes
 	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
 
+test-gpu: setup ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
 lint: setup ## check style, layout and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -45,6 +48,12 @@ pocket: setup ## train the pocket model's weights anew, into runs/pocket and run
 
 study: setup ## train routing and its rivals on the digits, three seeds; hours, in shards of 50 minutes
 	$(BIN)/roe study digits --minutes 50
+
+bench: setup ## time dense, routed and static twin on random weights; 20 minutes on two CPU cores
+	$(BIN)/roe bench --preset cpu-100m --device cpu --json benchmarks/results/cpu-100m.json
+
+bench-gpu: setup ## the same with LLaVA-1.5-7B's shapes on a CUDA device
+	$(BIN)/roe bench --preset llava-1.5-7b --device cuda --json benchmarks/results/llava-1.5-7b.json
 
 calibration: setup ## calibrate the study's routed models to 10 to 40 %, and check on held-out questions
 	$(BIN)/python benchmarks/calibration.py runs/digits/routed-33.33/seed-*
