@@ -1,5 +1,8 @@
 """The engine: what a request gets is what it gets alone, whoever else is there; what is wrong fails alone."""
 
+import itertools
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing_experts.data.encode import Encoded
-from routing_experts.errors import RequestError
+from routing_experts.errors import RequestError, RouteError
 from routing_experts.inference.engine import Engine, EngineSettings, Token
-from routing_experts.inference.requests import Completion, Request, Sampling
+from routing_experts.inference.requests import Completion, Request, Sampling, choose
+from routing_experts.inference.schedule import StepCost
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.options import KEEP_ALL, RoutingOptions
 from routing_experts.nn.losses import IGNORED
-from tiny import IMAGE, NUM_LAYERS, prompt, route_everywhere, tiny_llama, tiny_llava
-
-NO_IMAGES = {"suppress_tokens": [IMAGE]}
+from tiny import NUM_LAYERS, prompt, route_everywhere, tiny_llama, tiny_llava
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,33 @@ def test_what_is_wrong_fails_alone(llama):
     assert "no processor" in str(got["no processor"].error)
 
 
+WRONG = [
+    {"messages": ["What?"]},
+    {"messages": [{"role": "user", "content": None}]},
+    {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+    {"messages": [{"role": "assistant", "content": "Two."}]},
+    {"messages": None},
+    {"images": None},
+    {"images": [7]},
+    {"sampling": Sampling(2, seed=2**80)},
+    {"routing": RoutingOptions(route=[True])},  # type: ignore[arg-type]
+    {"messages": encoded([])},
+    {"messages": encoded([1, 10**6])},
+    {"messages": encoded([1, 5], pixel_values=torch.zeros(1, 3, 32, 32))},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=[f"{number} {next(iter(one))}" for number, one in enumerate(WRONG)])
+def test_senseless_requests_fail_alone(pocket, wrong):
+    """Guards the others against whatever a request may hold: each is answered with what is wrong with it."""
+    model, processor = pocket
+    good = Request("Count to three.", sampling=Sampling(2))
+    got = Engine(model, processor).generate([good, replace(good, **wrong), good])
+    assert [one.error is None for one in got] == [True, False, True]
+    assert len(got[1].error) > 20
+
+
 def test_a_broken_picture_fails_alone(pocket, tmp_path):
     """Guards good requests against a file that is no picture."""
     from PIL import Image
@@ -216,6 +245,39 @@ def test_out_of_memory_while_decoding_fails_one(llama, monkeypatch, where):
     )
 
 
+def test_a_failed_prefill_is_let_go_before_its_halves_are_tried(llama, monkeypatch):
+    """Guards memory: an error in hand would hold the tensors of the call that did not fit, and halves fail, too."""
+    engine = Engine(llama)
+    run, held, alive = engine._prefiller.run, [], []
+
+    def run_or_fail(prompts):
+        activations = torch.empty(8)
+        alive.extend(tensor() is not None for tensor in held)
+        held.append(weakref.ref(activations))
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(prompts)
+
+    monkeypatch.setattr(engine._prefiller, "run", run_or_fail)
+    got = engine.generate([Request(encoded(prompt(n, images=0).ids), sampling=Sampling(2)) for n in range(4)])
+    assert [one.error for one in got] == [None] * 4
+    assert len(alive) > 6
+    assert not any(alive)
+
+
+def test_eager_attention_and_rows_of_different_lengths():
+    """Guards masks: eager attention adds what others read as true and false. What takes no mask is refused."""
+    model = forever(route_everywhere(tiny_llama(attention="eager"), num_unrouted_layers=0))
+    asked = [(seed, 1 + 5 * seed) for seed in range(4)]
+    built = [Request(encoded(prompt(seed, images=0, words=n).ids), sampling=Sampling(6)) for seed, n in asked]
+    got = Engine(model).generate(built)
+    for (seed, n), one in zip(asked, got, strict=True):
+        assert list(one.token_ids) == alone(model, prompt(seed, images=0, words=n).ids, 6)[0]
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(RouteError, match="flash_attention_2"):
+        Engine(model)
+
+
 def test_a_stop_text_ends_an_answer(pocket):
     """Guards stop texts: the answer ends before them, and its tokens were really generated."""
     model, processor = pocket
@@ -254,6 +316,58 @@ def test_tokens_stream_as_they_come(llama):
     assert all(0 < one.seconds_to_first <= one.seconds for one in finished.values())
 
 
+def asking(seed: int, count: int = 4) -> Request:
+    return Request(encoded(prompt(seed, images=0).ids), sampling=Sampling(count), id=str(seed))
+
+
+def test_calls_do_not_take_each_other_s_answers(llama):
+    """Guards an engine that is asked while it streams: each caller gets its own events, all of them, in order."""
+    expected = [alone(llama, prompt(seed, images=0).ids, 4)[0] for seed in range(4)]
+    engine = Engine(llama, None, EngineSettings(max_rows=2))
+    first, second = (engine.stream([asking(seed), asking(seed + 1)]) for seed in (0, 2))
+    events: list[list[Any]] = [[next(first)], [next(second)]]
+    (between,) = engine.generate([asking(1)])
+    assert list(between.token_ids) == expected[1]
+    for found, rest in zip(events, (first, second), strict=True):
+        found.extend(rest)
+    for seed, found in zip((0, 2), events, strict=True):
+        completions = {event[1].id: list(event[1].token_ids) for event in found if isinstance(event, tuple)}
+        assert completions == {str(seed): expected[seed], str(seed + 1): expected[seed + 1]}
+        assert sum(isinstance(event, Token) for event in found) == 8
+
+
+def test_what_was_broken_off_leaves_nothing_behind(llama, monkeypatch):
+    """Guards the next call against rows, keys and values of a stream that was closed or a call that was stopped."""
+    engine = Engine(llama, None, EngineSettings(max_rows=2))
+    stream = engine.stream(asking(seed, 9) for seed in range(5))
+    next(stream)
+    assert not engine.is_idle
+    stream.close()
+    assert engine.is_idle
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_step_logits", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.generate([asking(seed) for seed in range(3)])
+    assert engine.is_idle
+    assert engine._slots.lengths == []
+    (got,) = engine.generate([asking(1)])
+    assert list(got.token_ids) == alone(llama, prompt(1, images=0).ids, 4)[0]
+
+
+def test_an_odd_route_gets_its_turn_while_others_keep_coming(llama):
+    """Guards against waiting for ever: a stream without end of like routes, and one that shares no layer with them."""
+
+    def flow():
+        for number in itertools.count():
+            flags = [True, False, False, True, True] if number == 2 else [False, True, True, False, False]
+            routing = RoutingOptions(route=torch.tensor(flags))
+            yield replace(asking(0, 4 if number else 3), id=str(number), routing=routing)  # never two ends at once
+
+    bounds = EngineSettings(max_rows=2, max_waiting=6, cost=StepCost(row=0.0, fixed=0.0))
+    finished = (event[1].id for event in Engine(llama, None, bounds).stream(flow()) if isinstance(event, tuple))
+    assert "2" in itertools.islice(finished, 30)
+
+
 def test_statistics_say_where_skipping_did_not_pay(llama):
     """Guards the note: rows that skip different layers read all weights; rows alike do not."""
 
@@ -284,8 +398,22 @@ def test_no_requests_and_senseless_bounds():
         Sampling(max_new_tokens=0)
     with pytest.raises(RequestError, match="temperature"):
         Sampling(temperature=-1)
+    with pytest.raises(RequestError, match="temperature"):
+        Sampling(temperature=float("nan"))
     with pytest.raises(RequestError, match="top_p"):
         Sampling(top_p=0)
+    for stop in ("###", ("",)):
+        with pytest.raises(RequestError, match="stop="):
+            Sampling(stop=stop)  # type: ignore[arg-type]
+    (unread,) = Engine(model).generate([Request(encoded([1, 5]), sampling=Sampling(stop=("no",)))])
+    assert "without a processor" in str(unread.error)
+
+
+def test_a_temperature_near_nothing_is_greedy():
+    """Guards draws against logits that exceed every float once they are divided."""
+    logits = torch.tensor([1.0, 30.0, -7.0])
+    for temperature in (1e-6, 1e-39, 1e-300):
+        assert choose(logits, Sampling(temperature=temperature), torch.Generator()) == 1
 
 
 def test_a_dense_model_and_all_layers_kept():

@@ -36,6 +36,14 @@ def test_who_was_passed_over_starts_the_next_group():
     assert pick([], waiting, [MAX_PASSED_OVER, 0, 0, 0, 0], 4, StepCost(row=0.0, fixed=0.0))[0] == 0
 
 
+def test_nobody_joins_in_front_of_who_was_passed_over():
+    """Guards against waiting for ever behind a group that never ends, because its likes keep coming."""
+    common, odd = 0b0001, 0b1110
+    assert pick([common], [odd, common], [MAX_PASSED_OVER - 0.5, 0], 4, WEIGHTS) == [1]
+    assert pick([common], [odd, common], [MAX_PASSED_OVER, 0], 4, WEIGHTS) == []
+    assert pick([common], [common, odd], [MAX_PASSED_OVER, 0], 4, WEIGHTS) == [0]
+
+
 def gain(waiting: int, rows: int = 16) -> float:
     """Dense over routed weights read, when groups of the authors' routes decode to their end one after the other."""
     cost = ARRIVAL if waiting == rows else StepCost()

@@ -6,8 +6,9 @@ until it decodes beside others of like routes (``schedule``). What a request get
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class _Active:
     tokens: list[int] = field(default_factory=list)
     route: tuple[bool, ...] = ()
     mask: int = 0
-    passed_over: int = 0
+    passed_over: float = 0.0
     first: float = 0.0
     past: Past | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -94,8 +95,7 @@ class Engine:
         self._queue: deque[tuple[_Active, Prompt]] = deque()
         self._waiting: list[_Active] = []
         self._rows: list[_Active] = []
-        self._done: deque[tuple[int, Completion]] = deque()
-        self._fresh: deque[Token] = deque()
+        self._events: list[Token | tuple[int, Completion]] = []
         self._submitted = 0
         eos = model.generation_config.eos_token_id
         self._eos = set(eos if isinstance(eos, list) else [eos]) - {None}
@@ -104,10 +104,10 @@ class Engine:
         """Takes a request; returns its number. One that cannot be answered is completed with its error."""
         index, self._submitted = self._submitted, self._submitted + 1
         active = _Active(index, request, time.perf_counter())
-        active.generator.manual_seed(request.sampling.seed)
         try:
+            active.generator.manual_seed(request.sampling.seed)
             self._queue.append((active, self._prefiller.prompt(request)))
-        except (RoutingExpertsError, OSError) as error:
+        except Exception as error:  # whatever a request holds that cannot be read, the others go on
             self._fail(active, error)
         return index
 
@@ -122,9 +122,24 @@ class Engine:
             self._prefill()
         filling = self._queue and not self._rows and len(self._waiting) < self.settings.max_waiting
         if not filling:
+            started = time.perf_counter()
             self._admit()
             if self._rows:
                 self._decode()
+            self.statistics.decode_seconds += time.perf_counter() - started
+
+    def events(self, numbers: Collection[int]) -> list[Token | tuple[int, Completion]]:
+        """Takes out what happened to some requests since it was last asked, in order; others' events stay."""
+        found = [event for event in self._events if _number(event) in numbers]
+        self._events = [event for event in self._events if _number(event) not in numbers]
+        return found
+
+    def cancel(self, numbers: Collection[int]) -> None:
+        """Gives requests up wherever they are, events included; those that are done already are done."""
+        self._queue = deque(one for one in self._queue if one[0].index not in numbers)
+        self._waiting = [active for active in self._waiting if active.index not in numbers]
+        self._leave([row for row, active in enumerate(self._rows) if active.index in numbers])
+        self.events(numbers)
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """All answers, in the order of the requests.
@@ -132,37 +147,40 @@ class Engine:
         Raises:
             RequestError: for no requests.
         """
-        numbers = [self.submit(request) for request in requests]
-        if not numbers:
-            raise RequestError("no requests: there is nothing to answer. Give at least one.")
+        numbers: dict[int, None] = {}
         found: dict[int, Completion] = {}
-        while len(found) < len(numbers):
-            self._drain(found)
+        try:
+            for request in requests:
+                numbers[self.submit(request)] = None
+            if not numbers:
+                raise RequestError("no requests: there is nothing to answer. Give at least one.")
+            while len(found) < len(numbers):
+                self.step()
+                found |= dict(event for event in self.events(numbers) if isinstance(event, tuple))
+        finally:  # an interrupted call must not leave work to the next
+            self.cancel(numbers)
         return [found[number] for number in numbers]
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Token | tuple[int, Completion]]:
-        """Tokens as they come, and each request's completion at its end; requests are taken as there is room."""
-        source, open_ = iter(requests), True
-        while open_ or not self.is_idle or self._done or self._fresh:
-            while open_ and len(self._queue) < self.settings.max_rows:
-                try:
-                    self.submit(next(source))
-                except StopIteration:
-                    open_ = False
-            if not self.is_idle:
-                self.step()
-            while self._fresh:
-                yield self._fresh.popleft()
-            while self._done:
-                yield self._done.popleft()
+        """Tokens as they come, and each request's completion at its end; requests are taken as there is room.
 
-    def _drain(self, found: dict[int, Completion]) -> None:
-        if not self.is_idle:
-            self.step()
-        self._fresh.clear()
-        while self._done:
-            number, completion = self._done.popleft()
-            found[number] = completion
+        A stream that is closed before its end gives its requests up.
+        """
+        source, open_ = iter(requests), True
+        pending: set[int] = set()
+        try:
+            while open_ or pending:
+                room, before = max(0, self.settings.max_rows - len(self._queue)), self._submitted
+                for request in islice(source, room):
+                    pending.add(self.submit(request))
+                open_ = self._submitted - before == room
+                self.step()
+                for event in self.events(pending):
+                    if isinstance(event, tuple):
+                        pending.discard(event[0])
+                    yield event
+        finally:
+            self.cancel(pending)
 
     def _prefill(self) -> None:
         """Prefills the next requests that fit into one call."""
@@ -180,23 +198,16 @@ class Engine:
         self.statistics.prefill_seconds += time.perf_counter() - started
 
     def _prefill_group(self, group: list[tuple[_Active, Prompt]]) -> None:
-        try:
-            logits, pasts = self._prefiller.run([prompt for _, prompt in group])
-        except torch.OutOfMemoryError as error:
-            if len(group) > 1:  # half the batch may still fit
-                middle = len(group) // 2
-                self._prefill_group(group[:middle])
-                self._prefill_group(group[middle:])
+        answered = self._try_prefill(group)
+        if isinstance(answered, Exception):  # no handler here: a caught error would hold the failed call's tensors
+            if len(group) == 1:
+                self._fail(group[0][0], answered)
                 return
-            self._fail(group[0][0], _out_of_memory(error, f"a prefill of one prompt of {group[0][1].length} tokens"))
+            middle = len(group) // 2  # half a batch may still fit, and halves find whose fault it is
+            self._prefill_group(group[:middle])
+            self._prefill_group(group[middle:])
             return
-        except RoutingExpertsError as error:
-            if len(group) > 1:  # find whose fault it is
-                for one in group:
-                    self._prefill_group([one])
-                return
-            self._fail(group[0][0], error)
-            return
+        logits, pasts = answered
         self.statistics.prefills += 1
         self.statistics.prefilled_tokens += sum(prompt.length for _, prompt in group)
         for (active, _), past, logits_V in zip(group, pasts, logits, strict=True):
@@ -207,6 +218,15 @@ class Engine:
         held = sum(active.past.num_bytes for active in self._waiting if active.past is not None)
         self.statistics.waiting_bytes = max(self.statistics.waiting_bytes, held)
 
+    def _try_prefill(self, group: list[tuple[_Active, Prompt]]) -> tuple[Tensor, list[Past]] | Exception:
+        """What the prefill gives, or why it failed: for want of memory, or a prompt that the model cannot take."""
+        try:
+            return self._prefiller.run([prompt for _, prompt in group])
+        except torch.OutOfMemoryError as error:
+            return _out_of_memory(error, f"a prefill of {sum(prompt.length for _, prompt in group)} tokens")
+        except (ValueError, IndexError, RuntimeError) as error:
+            return error.with_traceback(None)
+
     def _admit(self) -> None:
         free = self.settings.max_rows - len(self._rows)
         chosen = pick(
@@ -216,9 +236,10 @@ class Engine:
             free,
             self.settings.cost,
         )
-        if chosen and not self._rows:
-            for active in self._waiting:
-                active.passed_over += 1
+        if chosen:
+            for place, active in enumerate(self._waiting):
+                in_front = sum(index > place for index in chosen)
+                active.passed_over += in_front / self.settings.max_rows if self._rows else 1
         for index in chosen:
             self._join(self._waiting[index])
         if chosen:
@@ -237,28 +258,29 @@ class Engine:
         self._rows.append(active)
 
     def _decode(self) -> None:
-        started = time.perf_counter()
-        slots = self._slots
+        failed: RequestError | None = None
         try:
             logits_BV = self._step_logits()
-        except torch.OutOfMemoryError as error:  # nobody has advanced: the others can take the step again
-            active = self._rows.pop()
-            slots.leave(len(self._rows))
-            slots.refresh()
-            self._fail(active, _out_of_memory(error, f"decoding of {len(self._rows) + 1} rows"))
+        except torch.OutOfMemoryError as error:
+            failed = _out_of_memory(error, f"decoding of {len(self._rows)} rows")
+        if failed is not None:  # nobody has advanced: the others can take the step again
+            self._fail(self._rows[-1], failed)
+            self._leave([len(self._rows) - 1])
             return
-        slots.advance()
+        self._slots.advance()
         self._count()
         for active, token in zip(self._rows, self._choose(logits_BV), strict=True):
             self._take(active, token)
-        leaving = [row for row, active in enumerate(self._rows) if self._finish(active)]
-        for row in reversed(leaving):
-            slots.leave(row)
+        self._leave([row for row, active in enumerate(self._rows) if self._finish(active)])
+
+    def _leave(self, rows: Sequence[int]) -> None:
+        """Takes rows out, in rising order; each one's place goes to the last."""
+        for row in reversed(rows):
+            self._slots.leave(row)
             self._rows[row] = self._rows[-1]
             self._rows.pop()
-        if leaving:
-            slots.refresh()
-        self.statistics.decode_seconds += time.perf_counter() - started
+        if rows:
+            self._slots.refresh()
 
     @torch.inference_mode()
     def _step_logits(self) -> Tensor:
@@ -266,7 +288,7 @@ class Engine:
         slots = self._slots
         return self.model(
             input_ids=torch.tensor([[active.tokens[-1]] for active in self._rows], device=slots.device),
-            attention_mask=slots.mask(),
+            attention_mask=slots.mask(self.model.dtype),
             position_ids=slots.positions[:, None],
             past_key_values=slots,
             use_cache=True,
@@ -287,7 +309,7 @@ class Engine:
         if not active.tokens:
             active.first = time.perf_counter() - active.submitted
         active.tokens.append(token)
-        self._fresh.append(Token(active.index, token))
+        self._events.append(Token(active.index, token))
 
     def _finish(self, active: _Active) -> bool:
         """Completes a request that is at its end; says whether it was."""
@@ -297,7 +319,7 @@ class Engine:
         cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=-1)
         if cut < 0 and not ended and len(tokens) < sampling.max_new_tokens:
             return False
-        self._done.append(
+        self._events.append(
             (
                 active.index,
                 Completion(
@@ -319,7 +341,8 @@ class Engine:
         return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _fail(self, active: _Active, error: Exception) -> None:
-        self._done.append((active.index, Completion(active.request.id, "", finish="error", error=str(error))))
+        text = str(error) if isinstance(error, RoutingExpertsError) else f"{type(error).__name__}: {error}"
+        self._events.append((active.index, Completion(active.request.id, "", finish="error", error=text)))
 
     def _count(self) -> None:
         kept = [len(layer.rows) for layer in self._slots.layers]
@@ -327,6 +350,10 @@ class Engine:
         self.statistics.row_steps += len(self._rows)
         self.statistics.layers_read += sum(count > 0 for count in kept)
         self.statistics.layer_rows += sum(kept)
+
+
+def _number(event: Token | tuple[int, Completion]) -> int:
+    return event.index if isinstance(event, Token) else event[0]
 
 
 def _out_of_memory(error: Exception, work: str) -> RequestError:

@@ -50,7 +50,9 @@ def record_of(request: Request) -> Record:
     answers: list[str] = []
     messages: Sequence[Any] = request.messages
     for message in messages:
-        role, text = message.get("role"), _text_of(message.get("content", ""), request.id)
+        if not isinstance(message, Mapping):
+            raise RequestError(f"request {request.id}: a message {message!r}. Give mappings of role and content.")
+        role, text = message.get("role"), _text_of(message.get("content"), request.id)
         if role == "system" and not questions:
             system = text
         elif role == "user" and len(questions) == len(answers):
@@ -72,10 +74,14 @@ def _text_of(content: Any, name: str) -> str:
     if isinstance(content, str):
         return content
     parts = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):
-            raise RequestError(f"request {name}: a message part {part!r}. Give parts of type text or image.")
-        parts.append(IMAGE_PLACEHOLDER + "\n" if part["type"] == "image" else str(part["text"]))
+    for part in content if isinstance(content, Sequence) else (content,):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
+            raise RequestError(
+                f"request {name}: a message part {part!r}. Give a text, or parts such as "
+                '{"type": "text", "text": "…"} and {"type": "image"}.'
+            )
+        parts.append(IMAGE_PLACEHOLDER + "\n" if kind == "image" else part["text"])
     return "".join(parts)
 
 
@@ -93,6 +99,7 @@ class Prefiller:
         config = model.config.get_text_config(decoder=True)
         self.max_length: int = config.max_position_embeddings
         self.num_layers: int = config.num_hidden_layers
+        self.vocabulary: int = model.get_input_embeddings().num_embeddings
         self.routed_layers = model.roe_config.layers_to_route(self.num_layers) if is_routed(model) else ()
         pad = processor.tokenizer.pad_token_id if processor is not None else config.pad_token_id
         self._collate = Collator(pad or 0, padding_side="left")
@@ -111,6 +118,16 @@ class Prefiller:
         else:
             encoded = self._encode(record_of(request))
         length, new = len(encoded.input_ids), request.sampling.max_new_tokens
+        if not length or not 0 <= int(encoded.input_ids.min()) <= int(encoded.input_ids.max()) < self.vocabulary:
+            raise RequestError(
+                f"request {request.id}: {length} token ids, but a prompt has one at least and the model knows 0 to "
+                f"{self.vocabulary - 1}. Encode it with the model's own processor."
+            )
+        if request.sampling.stop and self._encode is None:
+            raise RequestError(
+                f"request {request.id}: stop texts for an engine without a processor: it reads no text. Give the "
+                "engine the model's processor, or leave them out."
+            )
         if length + new > self.max_length:
             raise RequestError(
                 f"request {request.id}: a prompt of {length} tokens and {new} new ones, but the model knows "

@@ -35,10 +35,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens={self.max_new_tokens}: an answer has at least one token. Raise it.")
-        if self.temperature < 0:
-            raise RequestError(f"temperature={self.temperature}: it must not be negative. 0 is greedy.")
+        if not 0 <= self.temperature < float("inf"):
+            raise RequestError(f"temperature={self.temperature}: a number of 0 or more. 0 is greedy.")
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p={self.top_p}: a probability above 0, 1 at most. Set it within the range.")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise RequestError(f"stop={self.stop!r}: a tuple of texts, none empty: each would end the answer at once.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> 
     """The next token of one request from its logits; draws from the request's own generator."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    probabilities_V = torch.softmax(logits_V.float() / sampling.temperature, dim=-1)
+    # From the largest down: divided by a temperature near 0, logits themselves would exceed every float.
+    temperature = max(sampling.temperature, torch.finfo(torch.float32).tiny)
+    probabilities_V = torch.softmax((logits_V.float() - logits_V.max()) / temperature, dim=-1)
     if sampling.top_p < 1:
         sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
         before_V = sorted_V.cumsum(0) - sorted_V

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from routing_experts.errors import RouteError
 from routing_experts.models.cache import RoutedCache, RoutedCacheLayer
+from routing_experts.models.context import attention_form
+from routing_experts.models.convert import ATTENTION
 
 GROWTH = 256  # tokens by which slots grow at least
 
@@ -183,7 +185,7 @@ class SlotCache(RoutedCache):
         device: of keys and values.
 
     Raises:
-        RouteError: if a layer has a sliding window, whose positions slots do not follow.
+        RouteError: if a layer has a sliding window, whose positions slots do not follow, or attention takes no mask.
     """
 
     def __init__(self, config: Any, num_slots: int, capacity: int, device: torch.device) -> None:
@@ -191,6 +193,13 @@ class SlotCache(RoutedCache):
         if any(layer.is_sliding for layer in self.layers):
             raise RouteError(
                 "a model with sliding windows in the engine: its slots keep whole pasts. Use model.generate for it."
+            )
+        self.attention: str = config.get_text_config(decoder=True)._attn_implementation
+        if self.attention not in ATTENTION:
+            raise RouteError(
+                f"attention implementation {self.attention!r} in the engine: rows of different lengths need a mask, "
+                "which it does not take. Load the model with attn_implementation='sdpa' (supported: "
+                f"{', '.join(ATTENTION)})."
             )
         self.num_slots, self.capacity, self.device = num_slots, capacity, device
         self.lengths: list[int] = []
@@ -234,12 +243,15 @@ class SlotCache(RoutedCache):
         self.positions = self.positions + 1
         self.longest += 1
 
-    def mask(self) -> Tensor | None:
-        """What each row's new token sees, bool [B, 1, 1, longest + 1]; None where all rows see all."""
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """What each row's new token sees, [B, 1, 1, longest + 1]; None where all rows see all.
+
+        Boolean, or of the hidden states' ``dtype`` for eager attention, which adds it.
+        """
         if len(set(self.lengths)) <= 1:
             return None
         seen = torch.arange(self.longest + 1, device=self.device)
-        return (seen <= self.positions[:, None])[:, None, None]
+        return attention_form((seen <= self.positions[:, None])[:, None, None], dtype, self.attention == "eager")
 
     def refresh(self) -> None:
         """Looks anew which rows stand where, after rows came or went."""

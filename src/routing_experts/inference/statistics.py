@@ -15,6 +15,9 @@ class EngineStatistics:
         steps, row_steps: decoding steps, and rows summed over them.
         layers_read: layers that some row ran, summed over steps.
         layer_rows: rows that ran a layer, summed over layers and steps.
+        prefills, prefilled_tokens: calls of the model, and tokens in them without padding.
+        prefill_seconds: in those calls.
+        decode_seconds: choosing who decodes, taking their keys and values into slots, and decoding.
         waiting_bytes: most bytes of keys and values that waited at once.
     """
 

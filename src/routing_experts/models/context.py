@@ -141,7 +141,7 @@ class RoutingContext:
     def span_mask(self, dtype: torch.dtype, additive: bool) -> Tensor:
         """What routing tokens see, [B, 1, R, K]: boolean, or additive for eager attention."""
         visible = self.visible_BRK[:, None]
-        return self._once(f"span {dtype} {additive}", None, lambda: _attention_form(visible, dtype, additive))
+        return self._once(f"span {dtype} {additive}", None, lambda: attention_form(visible, dtype, additive))
 
     def fused_mask(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
         """The base's mask [B, 1, T, T] with the routing tokens behind, [B, 1, T + R, T + R]: nobody sees them.
@@ -162,16 +162,17 @@ class RoutingContext:
         if base_mask is None:
             past = num_keys - num_routing - length
             causal = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
-            ordinary = _attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
+            ordinary = attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
         else:
             ordinary = base_mask.expand(batch, -1, -1, -1)
         dtype, additive = ordinary.dtype, ordinary.dtype != torch.bool
         blocked = torch.zeros(batch, 1, length, num_routing, dtype=torch.bool, device=device)
-        ordinary = torch.cat([ordinary, _attention_form(blocked, dtype, additive)], dim=-1)
-        return torch.cat([ordinary, _attention_form(self.visible_BRK[:, None], dtype, additive)], dim=2)
+        ordinary = torch.cat([ordinary, attention_form(blocked, dtype, additive)], dim=-1)
+        return torch.cat([ordinary, attention_form(self.visible_BRK[:, None], dtype, additive)], dim=2)
 
 
-def _attention_form(visible: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
+def attention_form(visible: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
+    """A mask as attention takes it: boolean, or, for eager attention, added: 0 where seen, else as low as can be."""
     if not additive:
         return visible
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)

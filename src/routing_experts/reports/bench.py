@@ -111,7 +111,7 @@ def _batches(record: BenchRecord, ranges: bool) -> Grid:
         rows,
         note=("Medians, with minimum to maximum in brackets. " if ranges else "Medians. ")
         + "Of the twin: its time over the routed time; the twin has the same layers physically replaced by their "
-        "adapters.",
+        "adapters. Routes are forced, which leaves out what deciding costs, except where routers are asked.",
     )
 
 
@@ -139,7 +139,7 @@ def _serving(record: BenchRecord, ranges: bool) -> Grid:
         tuple(rows),
         note="Speed-up over the dense model in the same engine, decoding alone. Caps: the gain if a step cost its "
         "weights alone, and if it cost its rows alone. First token: median and 95th percentile, all requests sent at "
-        "once" + _dense_first(record) + ".",
+        "once" + _dense_first(record) + ". Routes are forced: no router is asked.",
     )
 
 

@@ -99,7 +99,8 @@ def fitted(preset: BenchPreset, config: Any, routed_layers: int) -> BenchPreset:
         )
     share = config.num_hidden_layers / preset.shape["num_hidden_layers"]
     work = tuple(replace(one, skipped=min(routed_layers, round(one.skipped * share))) for one in preset.work)
-    return replace(preset, work=work, serving=preset.serving if share == 1 else None)
+    logged = share == 1 and routed_layers >= config.num_hidden_layers - 1  # the authors' routes skip any but the first
+    return replace(preset, work=work, serving=preset.serving if logged else None)
 
 
 _VICUNA = {"vocab_size": 32000, "max_position_embeddings": 4096, "num_key_value_heads": None}

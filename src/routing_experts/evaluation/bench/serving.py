@@ -1,7 +1,8 @@
 """Many requests of different routes through the engine: what sharing batches by route is worth.
 
 Decoding is timed over replayed prefills, whose keys and values are noise: they change no time, and 128 real prefills
-would take minutes a repeat. The time to the first token comes from runs that prefill for real.
+would take minutes a repeat. The time to the first token comes from runs that prefill for real. Routes are forced in
+both, so that no time of routers is in it: the cases in which they are asked have that.
 
 Shapes: V vocabulary.
 """
@@ -62,7 +63,6 @@ class ReplayedPrefills(Prefiller):
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_key_value_heads, length, head_size)
         self.noise = torch.randn(shape, device=model.device, dtype=model.dtype)
-        self.vocabulary = config.vocab_size
 
     def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:
         """Even logits [B, V], and pasts of the prompts' lengths."""
