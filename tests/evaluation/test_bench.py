@@ -37,7 +37,7 @@ TINY = BenchPreset(
         Work("decode", 2, 9),
         Work("generate", 1, 9),
     ),
-    serving=Serving(requests=6, max_rows=2, waiting=(2, 4)),
+    serving=Serving(requests=6, max_rows=2, waiting=(2, 4), repeats=2),
     repeats=2,
     large_repeats=2,
 )

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import prompt, route_everywhere, tiny_llama
 
 from routing_experts.data.encode import Encoded
 from routing_experts.inference.engine import Engine, EngineSettings
 from routing_experts.inference.requests import Request, Sampling
 from routing_experts.models.cache import RoutedCache
 from routing_experts.nn.losses import IGNORED
+from tiny import prompt, route_everywhere, tiny_llama
 
 pytestmark = [
     pytest.mark.gpu,

@@ -76,7 +76,7 @@ class _Piece:
         return lambda: decode_seconds(model, self.batch, steps, cache=self._filled(model))
 
     def counted(self, model: Any) -> Counted:
-        """What the work asks for, and what the cache holds behind the prompt (a real prefill's, if that is timed)."""
+        """What the work asks for, and what the cache holds behind the prompt: a real prefill's, if it is small."""
         sizes, length = decoder_sizes(self.sides.routed), self.preset.prompt
         prefill = sizes.prefill(self._route(model), length)
         decode = sizes.decode(self._route(model), length, self.preset.new_tokens)
@@ -85,7 +85,7 @@ class _Piece:
             "decode": decode,
             "generate": Cost(prefill.flops + decode.flops, prefill.bytes + decode.bytes),
         }[self.work.phase]
-        if self.work.phase == "prefill":
+        if self.work.phase == "prefill" and self.work.batch <= self.preset.large:
             cache = prefilled_cache(model, self.batch, self._options(model))
         else:
             cache = self._filled(model)

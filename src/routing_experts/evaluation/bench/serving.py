@@ -94,16 +94,18 @@ def time_serving(sides: Sides, preset: BenchPreset, serving: Serving) -> list[Be
         name, cost = ("in arrival order", ARRIVAL) if number == 0 else (f"{waiting} waiting", StepCost())
         contenders.append(_Contender(name, sides.routed, routes, waiting, cost))
     replays = [ReplayedPrefills(model, preset.prompt) for model in (sides.dense, sides.routed)]
+    for one in contenders:  # to warm up
+        _serve(one, preset, replace(serving, requests=serving.max_rows), replays[one.routes is not None])
     rounds = [
         [_serve(one, preset, serving, replays[one.routes is not None])[0] for one in contenders]
-        for _ in range(preset.large_repeats + 1)
+        for _ in range(serving.repeats)
     ]
     for_real = (0, len(contenders) - 1) if serving.prefills else ()
     first_tokens = {
         index: _first_token_seconds(_serve(contenders[index], preset, serving, None)[1]) for index in for_real
     }
     skipped = 1 - torch.stack(routes).double().mean().item()
-    seconds = [[statistics[index].decode_seconds for statistics in rounds[1:]] for index in range(len(contenders))]
+    seconds = [[statistics[index].decode_seconds for statistics in rounds] for index in range(len(contenders))]
     return [
         BenchCase(
             name=f"{serving.requests} requests of {preset.new_tokens} new tokens, {one.name}",
@@ -165,7 +167,7 @@ def _requests(contender: _Contender, preset: BenchPreset, serving: Serving) -> l
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(3, config.vocab_size, (serving.requests, preset.prompt), generator=generator)
     sampling = Sampling(max_new_tokens=preset.new_tokens, ignore_eos=True)
-    routes: Sequence[Tensor | None] = contender.routes or [None] * serving.requests
+    routes: Sequence[Tensor | None] = (contender.routes or [None] * serving.requests)[: serving.requests]
     return [
         Request(
             Encoded(str(number), row, torch.full_like(row, IGNORED), torch.ones_like(row)),
