@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from routing_experts.records import Results, StudyRecord
-from routing_experts.reports import results_markdown, study_markdown
+from routing_experts.records import BenchRecord, Results, StudyRecord
+from routing_experts.reports import bench_markdown, results_markdown, study_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +24,13 @@ def test_the_study_s_tables_are_the_record() -> None:
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     block = page.split("<!-- study:begin -->\n")[1].split("<!-- study:end -->")[0]
     assert block == study_markdown(StudyRecord.load(ROOT / "benchmarks" / "results" / "study.json"))
+
+
+def test_the_bench_tables_are_the_record() -> None:
+    """Guards docs/speed.md against numbers that no benchmark measured."""
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    block = page.split("<!-- bench:begin -->\n")[1].split("<!-- bench:end -->")[0]
+    assert block == bench_markdown(BenchRecord.load(ROOT / "benchmarks" / "results" / "cpu-100m.json"))
 
 
 def calibration_table(record: dict[str, Any]) -> str:

@@ -167,7 +167,7 @@ def _requests(contender: _Contender, preset: BenchPreset, serving: Serving) -> l
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(3, config.vocab_size, (serving.requests, preset.prompt), generator=generator)
     sampling = Sampling(max_new_tokens=preset.new_tokens, ignore_eos=True)
-    routes: Sequence[Tensor | None] = (contender.routes or [None] * serving.requests)[: serving.requests]
+    routes: Sequence[Tensor | None] = contender.routes or [None] * serving.requests
     return [
         Request(
             Encoded(str(number), row, torch.full_like(row, IGNORED), torch.ones_like(row)),
@@ -175,7 +175,7 @@ def _requests(contender: _Contender, preset: BenchPreset, serving: Serving) -> l
             routing=None if route is None else RoutingOptions(route=route),
             id=str(number),
         )
-        for number, (row, route) in enumerate(zip(ids, routes, strict=True))
+        for number, (row, route) in enumerate(zip(ids, routes[: serving.requests], strict=True))
     ]
 
 
