@@ -24,6 +24,14 @@ def test_the_study_s_tables_are_the_record() -> None:
     assert block == study_markdown(StudyRecord.load(ROOT / "benchmarks" / "results" / "study.json"))
 
 
+def test_readme_quotes_the_install_record() -> None:
+    """Guards README's seconds: those of a stranger's install, recorded on a clean commit."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "install.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"[{record['seconds_install']:.0f} seconds](benchmarks/results/install.json)" in readme
+    assert not record["environment"]["commit"].endswith("-dirty")
+
+
 def calibration_table(record: dict[str, Any]) -> str:
     """The table of docs/studies.md: a row a wanted rate, a figure a run."""
     lines = ["| wanted | held out, by seed | right answers, by seed |", "|--:|--:|--:|"]
