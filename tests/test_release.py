@@ -27,8 +27,9 @@ def test_the_installed_version_is_the_source_s():
 
 
 @pytest.mark.slow
-def test_a_wheel_installed_in_an_empty_environment_runs_in_an_empty_folder(tmp_path):
+def test_a_wheel_installed_in_an_empty_environment_runs_in_an_empty_folder(tmp_path, monkeypatch):
     """Guards a stranger's install: pocket model, recipes, studies and templates are in the wheel."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # a stranger has no source tree there
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())

@@ -107,7 +107,8 @@ def test_evaluate_writes_every_key(roe, routed_run, tmp_path):
         assert {"dense", "routed", "skip_rate"} <= task.keys()
     assert sum(task["questions"] for task in results["tasks"].values()) == results["questions"] == 24
     assert results["speed"]["dense_seconds"] == results["speed"]["routed_seconds"] == 0
-    assert results["environment"]["torch"] == torch.__version__
+    # A build's tag, "+cpu" or "+cu130", is not always part of what the package says of itself.
+    assert results["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert results["seconds_total"] > 0
     assert results["seed"] == 7
     assert Results.load(target).to_dict() == results

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from routing_experts.records import BenchRecord, Results, StudyRecord
-from routing_experts.reports import bench_markdown, results_markdown, study_markdown
+from routing_experts.records import Results, StudyRecord
+from routing_experts.reports import results_markdown, study_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +26,12 @@ def test_the_study_s_tables_are_the_record() -> None:
     assert block == study_markdown(StudyRecord.load(ROOT / "benchmarks" / "results" / "study.json"))
 
 
-def test_the_bench_tables_are_the_record() -> None:
-    """Guards docs/speed.md against numbers that no benchmark measured."""
-    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-    block = page.split("<!-- bench:begin -->\n")[1].split("<!-- bench:end -->")[0]
-    assert block == bench_markdown(BenchRecord.load(ROOT / "benchmarks" / "results" / "cpu-100m.json"))
+def test_readme_quotes_the_install_record() -> None:
+    """Guards README's seconds: those of a stranger's install, recorded on a clean commit."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "install.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"[{record['seconds_install']:.0f} seconds](benchmarks/results/install.json)" in readme
+    assert not record["environment"]["commit"].endswith("-dirty")
 
 
 def calibration_table(record: dict[str, Any]) -> str:
