@@ -16,8 +16,9 @@ from routing_experts.evaluation.bench.models import Sides, real_sides, twin_of
 from routing_experts.evaluation.bench.presets import PRESETS, BenchPreset, Serving, Work, fitted, preset_named
 from routing_experts.evaluation.bench.run import run_bench
 from routing_experts.evaluation.bench.serving import authors_routes
-from routing_experts.evaluation.bench.work import cache_bytes, filled_cache, interleave, prefilled_cache
+from routing_experts.evaluation.bench.work import filled_cache, interleave, prefilled_cache
 from routing_experts.evaluation.cost import decoder_sizes
+from routing_experts.models.cache import cache_bytes
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import BenchRecord
 from routing_experts.reports import bench_markdown, write_bench_report

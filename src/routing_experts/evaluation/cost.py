@@ -80,12 +80,16 @@ def decoder_sizes(model: Any) -> DecoderSizes:
     config = model.config.get_text_config(decoder=True)
     layer = family_of(model).decoder_layers(model)[-1]
     linear = {name: m.weight.numel() for name, m in layer.named_modules() if isinstance(m, nn.Linear)}
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return DecoderSizes(
         layer=sum(size for name, size in linear.items() if name not in PARTS),
         adapter=sum(linear[name] for name in PARTS[:2]) if is_routed(model) else 0,
         head=config.vocab_size * config.hidden_size,
-        query=config.num_attention_heads * head_size,
-        key_value=2 * config.num_key_value_heads * head_size,
+        query=config.num_attention_heads * head_size(config),
+        key_value=2 * config.num_key_value_heads * head_size(config),
         element=next(model.parameters()).element_size(),
     )
+
+
+def head_size(config: Any) -> int:
+    """Width of one attention head of a decoder's config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

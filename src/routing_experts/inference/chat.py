@@ -28,7 +28,7 @@ from routing_experts.data.prompts import message_content
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import RequestError
 from routing_experts.inference.generate import to_model
-from routing_experts.models.cache import RoutedCache
+from routing_experts.models.cache import RoutedCache, cache_bytes
 from routing_experts.models.convert import is_routed
 from routing_experts.models.dialogue import DialogueCache
 from routing_experts.models.options import RoutingOptions, refuse_for_dense, settle
@@ -161,7 +161,7 @@ class ChatSession:
             reused_tokens=held,
             new_tokens=len(ids) - num_prompt,
             seconds=time.perf_counter() - started,
-            cache_bytes=_num_bytes(cache),
+            cache_bytes=cache_bytes(cache),
         )
         if answer:
             self._turns, self._pictures = (*turns[:-1], Turn(turns[-1].question, answer)), pictures
@@ -238,8 +238,3 @@ def _refuse_several(generation: dict[str, Any]) -> None:
             f"{', '.join(f'{name}={value!r}' for name, value in several.items())} in a chat: a turn has one answer, "
             "whose keys and values the next turn goes on from. Leave it out, or use model.generate."
         )
-
-
-def _num_bytes(cache: Any) -> int:
-    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)

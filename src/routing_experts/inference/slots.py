@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from routing_experts.errors import RouteError
-from routing_experts.models.cache import RoutedCache, RoutedCacheLayer
+from routing_experts.models.cache import RoutedCache, RoutedCacheLayer, tensor_bytes
 from routing_experts.models.context import attention_form
 from routing_experts.models.convert import ATTENTION
 
@@ -40,7 +40,7 @@ class Past:
     @property
     def num_bytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values) if t is not None)
+        return tensor_bytes((*self.keys, *self.values))
 
 
 def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:

@@ -5,6 +5,7 @@ base's. A wrapped layer owns its length: it counts tokens whether or not anyone 
 asks layer 0 how long the past is, and layer 0 may have been skipped by all rows.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -164,8 +165,17 @@ class RoutedCache(DynamicCache):
     @property
     def num_bytes(self) -> int:
         """Bytes of keys and values held; skipped layers hold none for the rows that skip them."""
-        held = [t for layer in self.layers for t in (layer.keys, layer.values) if t is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return cache_bytes(self)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that a cache of whatever kind holds."""
+    return tensor_bytes(states for layer in cache.layers for states in (layer.keys, layer.values))
+
+
+def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
+    """Bytes of those that are there."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 class KeyValueTap:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit
+from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json
+from routing_experts.records.results import refuse_untimed
 
 BENCH_NAME = "bench.json"
 
@@ -113,7 +114,5 @@ class BenchRecord(Entry):
     @classmethod
     def _checked(cls, values: Any) -> Self:
         record = cls.from_dict(values)
-        for i, case in enumerate(record.cases):
-            if not case.dense_seconds or not case.routed_seconds:
-                raise misfit(f"cases[{i}]", case.name, "a timing or more in dense_seconds and routed_seconds")
+        refuse_untimed(record.cases, "cases")
         return record

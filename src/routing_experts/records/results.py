@@ -1,5 +1,6 @@
 """``results.json``: what a run's evaluation measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -228,7 +229,12 @@ class Results(Entry):
             raise misfit("static.skipped_layers", results.static.skipped_layers, f"layers below {results.num_layers}")
         if results.dense.source == "tuned" and results.tuned is None:
             raise misfit("dense.source", "tuned", "'base', since tuned is null")
-        for i, case in enumerate(results.speed.cases):
-            if not case.dense_seconds or not case.routed_seconds:
-                raise misfit(f"speed.cases[{i}]", case.name, "a timing or more in dense_seconds and routed_seconds")
+        refuse_untimed(results.speed.cases, "speed.cases")
         return results
+
+
+def refuse_untimed(cases: Sequence[Any], where: str) -> None:
+    """Raises ``ReportError`` at the first case that has no timing of one of its sides."""
+    for i, case in enumerate(cases):
+        if not case.dense_seconds or not case.routed_seconds:
+            raise misfit(f"{where}[{i}]", case.name, "a timing or more in dense_seconds and routed_seconds")

@@ -3,8 +3,10 @@
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from rich.console import Console
 
 from routing_experts.records import BENCH_NAME, BenchCase, BenchRecord, write_text
@@ -12,7 +14,7 @@ from routing_experts.reports.figures import blank_figure, style_axes
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, drawing_of, render
 from routing_experts.reports.palette import Look
 from routing_experts.reports.summary import NONE, Grid, measured, percent, speed_up, times
-from routing_experts.reports.table import WIDE_CONSOLE, markdown_table, rich_table
+from routing_experts.reports.table import WIDE_CONSOLE, grids_markdown, print_grids
 
 
 def bench_grids(record: BenchRecord, ranges: bool = True) -> list[Grid]:
@@ -23,14 +25,12 @@ def bench_grids(record: BenchRecord, ranges: bool = True) -> list[Grid]:
 
 def print_bench(record: BenchRecord, console: Console) -> None:
     """Prints the tables."""
-    for grid in bench_grids(record, ranges=console.width >= WIDE_CONSOLE):
-        console.print(rich_table(grid))
-        console.print(grid.note, style="dim", markup=False)
+    print_grids(bench_grids(record, ranges=console.width >= WIDE_CONSOLE), console)
 
 
 def bench_markdown(record: BenchRecord) -> str:
     """The tables as Markdown."""
-    return "\n\n".join(markdown_table(grid) for grid in bench_grids(record)) + "\n"
+    return grids_markdown(bench_grids(record))
 
 
 def write_bench_report(folder: Path) -> Path:
@@ -55,7 +55,7 @@ def write_bench_report(folder: Path) -> Path:
         date=str(record.environment.get("date", ""))[:10],
         headline=f"{record.model['num_layers']} decoder layers of width {record.model['hidden_size']}, "
         f"{record.model['dtype']}, on {record.environment.get('cpu', record.environment.get('device', ''))}",
-        grids=bench_grids(record),
+        grids=bench_grids(record, ranges=False),  # with them the table is wider than the page
         drawings=[drawing],
     )
     write_text(folder / REPORT_NAME, page)
@@ -71,18 +71,12 @@ def draw_bench(record: BenchRecord, look: Look) -> Figure:
     for row, case in enumerate(cases):
         gain = speed_up(case)
         axes.barh(row, gain - 1, left=1, height=0.62, color=look.routed if case.skip_rate else look.faint)
-        axes.annotate(
-            f"{gain:.2f}",
-            (max(gain, 1), row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=look.ink,
-        )
         if case.twin_seconds:
             twin = median(case.dense_seconds) / median(case.twin_seconds)
             axes.plot([twin, twin], [row - 0.42, row + 0.42], color=look.static, linewidth=2)
+        beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        outline = [withStroke(linewidth=3, foreground=look.paper)]  # a tick may stand where the number does
+        axes.annotate(f"{gain:.2f}", (max(gain, 1), row), color=look.ink, path_effects=outline, **beside)
     axes.axvline(1, color=look.line, linewidth=1)
     names = [_short(case) for case in cases]
     axes.set_yticks(range(len(cases)), names)

@@ -19,7 +19,7 @@ from routing_experts.records import (
 from routing_experts.reports.many import draw_arms, draw_curves
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, drawing_of, render
 from routing_experts.reports.summary import NONE, Grid, percent, points, span
-from routing_experts.reports.table import markdown_table, rich_table
+from routing_experts.reports.table import grids_markdown, print_grids
 
 
 def study_grids(study: StudyRecord) -> list[Grid]:
@@ -58,14 +58,12 @@ def differences(study: StudyRecord) -> Grid:
 
 def print_study(study: StudyRecord, console: Console) -> None:
     """Prints the tables."""
-    for grid in study_grids(study):
-        console.print(rich_table(grid))
-        console.print(grid.note, style="dim", markup=False)
+    print_grids(study_grids(study), console)
 
 
 def study_markdown(study: StudyRecord) -> str:
     """The tables as Markdown."""
-    return "\n\n".join(markdown_table(grid) for grid in study_grids(study)) + "\n"
+    return grids_markdown(study_grids(study))
 
 
 def write_study_report(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """A run's results as a table: on the console through rich, and as Markdown."""
 
 import html
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -27,9 +28,19 @@ def print_results(results: Results, console: Console | None = None) -> None:
 
 def print_budget(record: BudgetRecord, console: Console | None = None) -> None:
     """Prints what each skip ratio gives."""
-    console, grid = console or Console(), budget(record)
-    console.print(rich_table(grid))
-    console.print(Text(grid.note, style="dim"))
+    print_grids([budget(record)], console or Console())
+
+
+def print_grids(grids: Sequence[Grid], console: Console) -> None:
+    """Prints tables, each with its note."""
+    for grid in grids:
+        console.print(rich_table(grid))
+        console.print(Text(grid.note, style="dim"))
+
+
+def grids_markdown(grids: Sequence[Grid]) -> str:
+    """Tables as Markdown."""
+    return "\n\n".join(map(markdown_table, grids)) + "\n"
 
 
 def results_markdown(results: Results) -> str:

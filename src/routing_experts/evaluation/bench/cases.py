@@ -14,7 +14,6 @@ from routing_experts.evaluation.bench.models import Sides, twin_of
 from routing_experts.evaluation.bench.presets import BenchPreset, Work
 from routing_experts.evaluation.bench.work import (
     Timed,
-    cache_bytes,
     decode_seconds,
     filled_cache,
     generate_seconds,
@@ -24,6 +23,7 @@ from routing_experts.evaluation.bench.work import (
 )
 from routing_experts.evaluation.cost import Cost, decoder_sizes
 from routing_experts.inference.routes import draw_routes
+from routing_experts.models.cache import cache_bytes
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import BenchCase, Counted
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from routing_experts.data.encode import Encoded
 from routing_experts.evaluation.bench.models import Sides
 from routing_experts.evaluation.bench.presets import BenchPreset, Serving
+from routing_experts.evaluation.cost import head_size
 from routing_experts.inference.engine import Engine, EngineSettings
 from routing_experts.inference.prefill import Prefiller, Prompt
 from routing_experts.inference.requests import Completion, Request, Sampling
@@ -60,8 +61,7 @@ class ReplayedPrefills(Prefiller):
     def __init__(self, model: Any, length: int) -> None:
         super().__init__(model, None)
         config = model.config.get_text_config(decoder=True)
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_key_value_heads, length, head_size)
+        shape = (config.num_key_value_heads, length, head_size(config))
         self.noise = torch.randn(shape, device=model.device, dtype=model.dtype)
 
     def run(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Past]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from routing_experts.evaluation.cost import head_size
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
 from routing_experts.models.device import synchronize
@@ -39,9 +40,8 @@ def filled_cache(model: Any, route_BL: Tensor, length: int, seed: int = 0) -> An
         seed: of the noise.
     """
     config = model.config.get_text_config(decoder=True)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     generator = torch.Generator(model.device).manual_seed(seed)
-    shape = (len(route_BL), config.num_key_value_heads, length, head_size)
+    shape = (len(route_BL), config.num_key_value_heads, length, head_size(config))
     noise = torch.randn(shape, generator=generator, device=model.device, dtype=model.dtype)
     cache = empty_cache(model)
     if not is_routed(model):
@@ -63,12 +63,6 @@ def prefilled_cache(model: Any, batch: Mapping[str, Tensor], options: RoutingOpt
     cache = empty_cache(model, options)
     model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the tensors that hold keys and values."""
-    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 @torch.inference_mode()
