@@ -1,6 +1,9 @@
 """The benchmark: sides of equal weights do equal work, what is counted is what torch counts, records read back."""
 
 import json
+import subprocess
+import sys
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -129,11 +132,29 @@ def test_drawn_routes_skip_as_many_as_asked(sides):
 
 
 def test_sides_take_turns():
-    """Guards interleaving: one warm-up each, then rounds."""
+    """Guards interleaving: one warm-up each, then rounds, in which each side comes first as often as last."""
     order: list[str] = []
-    times = interleave([lambda: order.append("a") or 1.0, lambda: order.append("b") or 2.0], 3)  # type: ignore[func-returns-value]
-    assert order == ["a", "b"] * 4
-    assert times == [[1.0] * 3, [2.0] * 3]
+    times = interleave([lambda: order.append("a") or 1.0, lambda: order.append("b") or 2.0], 4)  # type: ignore[func-returns-value]
+    assert "".join(order) == "ab" + "ab" + "ba" + "ba" + "ab"
+    assert times == [[1.0] * 4, [2.0] * 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries keep freed memory in ways of their own")
+def test_freed_memory_is_kept():
+    """Guards timings against page faults: a block that is freed and asked for again costs none."""
+    count = (
+        "import resource, sys, torch\n"
+        "from routing_experts.evaluation.bench.work import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "for _ in range(2): torch.ones(1 << 23)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): torch.ones(1 << 23)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    kept, given = (int(run([sys.executable, "-c", count, how]).stdout) for how in ("keep", "give"))
+    assert kept < 1000
+    assert kept * 10 < given
 
 
 def test_a_bench_from_the_command_to_the_page(tmp_path, monkeypatch):

@@ -29,12 +29,14 @@ def bench(
     from routing_experts.evaluation.bench.models import real_sides
     from routing_experts.evaluation.bench.presets import preset_named
     from routing_experts.evaluation.bench.run import run_bench
+    from routing_experts.evaluation.bench.work import keep_freed_memory
     from routing_experts.models.device import pick_device
     from routing_experts.models.load import from_pretrained
     from routing_experts.records import BENCH_NAME
     from routing_experts.reports import print_bench, write_bench_report
 
     say, plan, place = start(), preset_named(preset, repeats), pick_device(device)
+    keep_freed_memory()
     sides = real_sides(from_pretrained(model_folder(model)).to(place).eval()) if model else None
     record = run_bench(plan, place, sides, model or "random", say.progress.print)
     folder = output or Path("runs") / "bench" / preset

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from routing_experts.errors import RouteError
+from routing_experts.models.attention import attention_form
 from routing_experts.models.cache import RoutedCache, RoutedCacheLayer, tensor_bytes
-from routing_experts.models.context import attention_form
 from routing_experts.models.convert import ATTENTION
 
 GROWTH = 256  # tokens by which slots grow at least

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routing_experts.models.attention import attention_form, extended_mask
 from routing_experts.models.spans import PADDING, question_segment, turns_of
 from routing_experts.nn.gates import GateSettings
 
@@ -144,35 +145,6 @@ class RoutingContext:
         return self._once(f"span {dtype} {additive}", None, lambda: attention_form(visible, dtype, additive))
 
     def fused_mask(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
-        """The base's mask [B, 1, T, T] with the routing tokens behind, [B, 1, T + R, T + R]: nobody sees them.
-
-        With a past of P tokens both have P more columns in front.
-
-        Args:
-            base_mask: as the layer was given it; None for plainly causal attention.
-            dtype: of the hidden states, for additive masks.
-            additive: whether attention adds the mask.
-        """
+        """What ordinary and routing tokens see in one call, for additive masks: see ``models.attention``."""
         name = f"fused {dtype} {additive}"
-        return self._once(name, base_mask, lambda: self._extend(base_mask, dtype, additive))
-
-    def _extend(self, base_mask: Tensor | None, dtype: torch.dtype, additive: bool) -> Tensor:
-        batch, num_routing, num_keys = self.visible_BRK.shape
-        length, device = self.turns_BT.shape[1], self.visible_BRK.device
-        if base_mask is None:
-            past = num_keys - num_routing - length
-            causal = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
-            ordinary = attention_form(causal.expand(batch, 1, -1, -1), dtype, additive)
-        else:
-            ordinary = base_mask.expand(batch, -1, -1, -1)
-        dtype, additive = ordinary.dtype, ordinary.dtype != torch.bool
-        blocked = torch.zeros(batch, 1, length, num_routing, dtype=torch.bool, device=device)
-        ordinary = torch.cat([ordinary, attention_form(blocked, dtype, additive)], dim=-1)
-        return torch.cat([ordinary, attention_form(self.visible_BRK[:, None], dtype, additive)], dim=2)
-
-
-def attention_form(visible: Tensor, dtype: torch.dtype, additive: bool) -> Tensor:
-    """A mask as attention takes it: boolean, or, for eager attention, added: 0 where seen, else as low as can be."""
-    if not additive:
-        return visible
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+        return self._once(name, base_mask, lambda: extended_mask(base_mask, self.span_mask(dtype, additive)))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_experts.errors import RouteError
+from routing_experts.models.attention import SplitMask
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.dialogue import store_keys
@@ -196,14 +197,29 @@ class _LayerCall:
         """One call of T + R tokens; the cache stores the first T."""
         routing, num_routing = self.routing, tokens.shape[1]
         assert routing is not None
-        mask = routing.fused_mask(self.kwargs.get("attention_mask"), hidden.dtype, additive)
         rotary = routing.fused_rotary(self.kwargs["position_embeddings"])
         if rows is not None:
-            rotary, mask = tuple(c[rows] for c in rotary), mask[rows]
-        together = kwargs | {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
+            rotary = tuple(c[rows] for c in rotary)
+        together = kwargs | {
+            "attention_mask": self._fused_mask(hidden.dtype, rows, kwargs, additive),
+            "position_embeddings": rotary,
+            "position_ids": None,
+        }
         tap = KeyValueTap(self.cache, num_hidden_last=num_routing)
         out = self.run(self.layer, torch.cat([hidden, tokens], dim=1), past_key_values=tap, **together)
         return out[:, :-num_routing], out[:, -num_routing:]
+
+    def _fused_mask(
+        self, dtype: torch.dtype, rows: Tensor | None, kwargs: dict[str, Any], additive: bool
+    ) -> Tensor | SplitMask:
+        """For some rows of the batch, whose own mask is in ``kwargs``."""
+        routing = self.routing
+        assert routing is not None
+        if additive:
+            mask = routing.fused_mask(self.kwargs.get("attention_mask"), dtype, additive)
+            return mask if rows is None else mask[rows]
+        spans = routing.span_mask(dtype, additive)
+        return SplitMask(kwargs.get("attention_mask"), spans if rows is None else spans[rows])
 
 
 def _refuse_reentrant_checkpointing(layer: Any) -> None:
