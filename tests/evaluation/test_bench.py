@@ -41,7 +41,7 @@ TINY = BenchPreset(
         Work("decode", 2, 9),
         Work("generate", 1, 9),
     ),
-    serving=Serving(requests=6, max_rows=2, waiting=(2, 4), repeats=2),
+    serving=Serving(requests=6, max_rows=2, waiting=(2, 4), repeats=2, prefilled=4),
     repeats=2,
     large_repeats=2,
 )
@@ -153,7 +153,6 @@ def test_freed_memory_is_kept():
     )
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
     kept, given = (int(run([sys.executable, "-c", count, how]).stdout) for how in ("keep", "give"))
-    assert kept < 1000
     assert kept * 10 < given
 
 

@@ -38,8 +38,9 @@ class Served(Entry):
         weight_cap: dense layers read over these, in all: the gain if reading weights were all that costs.
         row_cap: dense rows in layers over these, in all: the gain if rows were all that costs.
         waiting_bytes: most bytes of keys and values that waited.
-        first_token_seconds: from the submission of all requests at once to a request's first token, with real
-            prefills: median and 95th percentile; None where that was not run.
+        first_token_requests: how many were submitted at once and prefilled for real, to time first tokens; None
+            where that was not run.
+        first_token_seconds: from their submission to a request's first token: median and 95th percentile.
         dense_first_token_seconds: the dense model's.
     """
 
@@ -51,6 +52,7 @@ class Served(Entry):
     weight_cap: float
     row_cap: float
     waiting_bytes: Count
+    first_token_requests: Positive | None = None
     first_token_seconds: list[Seconds] | None = None
     dense_first_token_seconds: list[Seconds] | None = None
 

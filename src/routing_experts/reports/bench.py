@@ -1,5 +1,6 @@
 """A benchmark's record as tables and a picture: gains over dense, and how near they come to what is possible."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -123,7 +124,7 @@ def _serving(record: BenchRecord, ranges: bool) -> Grid:
                 f"{times(served.weight_cap)} / {times(served.row_cap)}",
                 f"{served.layers_read:.1f}",
                 f"{served.waiting_bytes / 2**20:,.0f} MiB",
-                f"{first[0]:.0f} s / {first[1]:.0f} s" if first else NONE,
+                _first(first) if first else NONE,
                 measured(case, case.routed_seconds, ranges),
             )
         )
@@ -132,15 +133,25 @@ def _serving(record: BenchRecord, ranges: bool) -> Grid:
         ("case", "speed-up", "caps", "layers a step", "waiting", "first token", "decoding"),
         tuple(rows),
         note="Speed-up over the dense model in the same engine, decoding alone. Caps: the gain if a step cost its "
-        "weights alone, and if it cost its rows alone. First token: median and 95th percentile, all requests sent at "
-        "once" + _dense_first(record) + ". Routes are forced: no router is asked.",
+        "weights alone, and if it cost its rows alone. "
+        + _first_tokens(record)
+        + "Routes are forced: no router is asked.",
     )
 
 
-def _dense_first(record: BenchRecord) -> str:
-    found = [case.served.dense_first_token_seconds for case in record.cases if case.served]
-    known = next((first for first in found if first), None)
-    return f" (dense: {known[0]:.0f} s / {known[1]:.0f} s)" if known else ""
+def _first_tokens(record: BenchRecord) -> str:
+    for case in record.cases:
+        if case.served and case.served.first_token_requests and case.served.dense_first_token_seconds:
+            return (
+                f"First token: median and 95th percentile of {case.served.first_token_requests} requests sent at once "
+                f"and prefilled for real (dense: {_first(case.served.dense_first_token_seconds)}). "
+            )
+    return ""
+
+
+def _first(seconds: Sequence[float]) -> str:
+    """Median and 95th percentile."""
+    return " / ".join(f"{one:.3g} s" for one in seconds)
 
 
 def _counted(record: BenchRecord) -> Grid:

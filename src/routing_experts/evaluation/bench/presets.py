@@ -35,7 +35,8 @@ class Serving:
         max_rows: of a decoding step.
         waiting: bounds on requests that are prefilled and wait, a run each; the first is arrival order.
         repeats: runs of each, the first ``max_rows`` requests once before to warm up.
-        prefills: whether one more run of each side prefills for real, for the time to the first token.
+        prefilled: how many requests one more run of dense and most waiting prefills for real, for the time to the
+            first token; 0 for no such run.
     """
 
     requests: int = 128
@@ -43,7 +44,7 @@ class Serving:
     max_rows: int = 16
     waiting: tuple[int, ...] = (16, 32, 64)
     repeats: int = 3
-    prefills: bool = True
+    prefilled: int = 128
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,8 @@ _CPU_WORK = (
     Work("prefill", 1, asks=True),
     Work("prefill", 8, 9, mixed=True),
     Work("prefill", 8),
-    Work("prefill", 8, asks=True),
     Work("decode", 1, 9),
     Work("decode", 1),
-    Work("decode", 8, 9),
     Work("decode", 8, 9, mixed=True),
     Work("decode", 8),
     Work("generate", 1, 9),
@@ -158,8 +157,8 @@ PRESETS = {
             608,
             64,
             _CPU_WORK,
-            Serving(waiting=(16, 64), repeats=2),
-            repeats=7,
+            Serving(waiting=(16, 64), repeats=1, prefilled=32),
+            repeats=5,
             large_repeats=3,
         ),
         BenchPreset("pocket", _POCKET, "float32", 96, 16, standard_work(3, (1, 4, 8, 32))),

@@ -93,17 +93,9 @@ def time_serving(sides: Sides, preset: BenchPreset, serving: Serving) -> list[Be
     for number, waiting in enumerate(serving.waiting):
         name, cost = ("in arrival order", ARRIVAL) if number == 0 else (f"{waiting} waiting", StepCost())
         contenders.append(_Contender(name, sides.routed, routes, waiting, cost))
-    replays = [ReplayedPrefills(model, preset.prompt) for model in (sides.dense, sides.routed)]
-    for one in contenders:  # to warm up
-        _serve(one, preset, replace(serving, requests=serving.max_rows), replays[one.routes is not None])
-    rounds = [
-        [_serve(one, preset, serving, replays[one.routes is not None])[0] for one in contenders]
-        for _ in range(serving.repeats)
-    ]
-    for_real = (0, len(contenders) - 1) if serving.prefills else ()
-    first_tokens = {
-        index: _first_token_seconds(_serve(contenders[index], preset, serving, None)[1]) for index in for_real
-    }
+    _serve(contenders, preset, replace(serving, requests=serving.max_rows))  # to warm up
+    rounds = [[statistics for statistics, _ in _serve(contenders, preset, serving)] for _ in range(serving.repeats)]
+    first_tokens = _first_tokens(contenders, preset, serving)
     skipped = 1 - torch.stack(routes).double().mean().item()
     seconds = [[statistics[index].decode_seconds for statistics in rounds] for index in range(len(contenders))]
     return [
@@ -117,7 +109,7 @@ def time_serving(sides: Sides, preset: BenchPreset, serving: Serving) -> list[Be
             dense_seconds=seconds[0],
             routed_seconds=seconds[index],
             twin_seconds=None,
-            served=_served(serving.requests, one, rounds[0][0], rounds[0][index], first_tokens, index),
+            served=_served(serving, one, rounds[0][0], rounds[0][index], first_tokens, index),
         )
         for index, one in enumerate(contenders)
         if one.routes is not None
@@ -125,7 +117,7 @@ def time_serving(sides: Sides, preset: BenchPreset, serving: Serving) -> list[Be
 
 
 def _served(
-    requests: int,
+    serving: Serving,
     one: _Contender,
     dense: EngineStatistics,
     routed: EngineStatistics,
@@ -133,7 +125,7 @@ def _served(
     index: int,
 ) -> Served:
     return Served(
-        requests=requests,
+        requests=serving.requests,
         waiting=one.waiting,
         steps=routed.steps,
         layers_read=routed.layers_read / routed.steps,
@@ -141,25 +133,54 @@ def _served(
         weight_cap=dense.layers_read / routed.layers_read,
         row_cap=dense.layer_rows / routed.layer_rows,
         waiting_bytes=routed.waiting_bytes,
+        first_token_requests=serving.prefilled if index in first_tokens else None,
         first_token_seconds=first_tokens.get(index),
         dense_first_token_seconds=first_tokens.get(0) if index in first_tokens else None,
     )
 
 
 def _serve(
-    contender: _Contender, preset: BenchPreset, serving: Serving, replayed: ReplayedPrefills | None
-) -> tuple[EngineStatistics, list[Completion]]:
+    contenders: Sequence[_Contender], preset: BenchPreset, serving: Serving, replayed: bool = True
+) -> list[tuple[EngineStatistics, list[Completion]]]:
+    """Every contender's engine takes a step in turn, so that a drift of the machine's speed falls on all alike."""
+    engines = [_engine(one, preset, serving, replayed) for one in contenders]
+    asked = [_requests(one, preset, serving) for one in contenders]
+    numbers = [
+        [engine.submit(request) for request in requests] for engine, requests in zip(engines, asked, strict=True)
+    ]
+    while busy := [engine for engine in engines if not engine.is_idle]:
+        for engine in busy:
+            engine.step()
+    served = []
+    for engine, own in zip(engines, numbers, strict=True):
+        completions = [event[1] for event in engine.events(own) if isinstance(event, tuple)]
+        failed = [completion.error for completion in completions if completion.error]
+        assert not failed, failed[0]
+        served.append((engine.statistics, completions))
+    return served
+
+
+def _engine(contender: _Contender, preset: BenchPreset, serving: Serving, replayed: bool) -> Engine:
     settings = EngineSettings(
         max_rows=serving.max_rows,
         max_waiting=contender.waiting,
         capacity=preset.prompt + preset.new_tokens,
         cost=contender.cost,
     )
-    engine = Engine(contender.model, None, settings, replayed)
-    completions = engine.generate(_requests(contender, preset, serving))
-    failed = [completion.error for completion in completions if completion.error]
-    assert not failed, failed[0]
-    return replace(engine.statistics), completions
+    prefiller = ReplayedPrefills(contender.model, preset.prompt) if replayed else None
+    return Engine(contender.model, None, settings, prefiller)
+
+
+def _first_tokens(contenders: Sequence[_Contender], preset: BenchPreset, serving: Serving) -> dict[int, list[float]]:
+    """Seconds to the first token with real prefills, of dense and of most waiting; each alone on the machine."""
+    if not serving.prefilled:
+        return {}
+    fewer = replace(serving, requests=serving.prefilled)
+    found = {}
+    for index in (0, len(contenders) - 1):
+        ((_, completions),) = _serve([contenders[index]], preset, fewer, replayed=False)
+        found[index] = _first_token_seconds(completions)
+    return found
 
 
 def _requests(contender: _Contender, preset: BenchPreset, serving: Serving) -> list[Request]:
