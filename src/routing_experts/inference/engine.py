@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from routing_experts.errors import RequestError, RoutingExpertsError
+from routing_experts.inference.graphs import CudaCapture, Graphs
 from routing_experts.inference.prefill import Prefiller, Prompt, compatible
 from routing_experts.inference.requests import Completion, Request, choose
 from routing_experts.inference.schedule import StepCost, mask_of, pick
@@ -32,6 +33,7 @@ class EngineSettings:
         max_prefill_tokens: of one prefill call, padding included; one prompt is always taken.
         capacity: tokens that a slot has room for at first; it grows.
         cost: of a decoding step, which decides who joins.
+        capture: whether decoding steps are recorded as CUDA graphs and replayed.
     """
 
     max_rows: int = 16
@@ -39,6 +41,7 @@ class EngineSettings:
     max_prefill_tokens: int = 4096
     capacity: int = 1024
     cost: StepCost = field(default_factory=StepCost)
+    capture: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_waiting", "max_prefill_tokens", "capacity"):
@@ -91,7 +94,8 @@ class Engine:
         self.settings = settings or EngineSettings()
         self._prefiller = prefiller or Prefiller(model, processor)
         self.statistics = EngineStatistics(self._prefiller.num_layers)
-        self._slots = SlotCache(model.config, self.settings.max_rows, self.settings.capacity, model.device)
+        graphs = Graphs(CudaCapture(model.device)) if self.settings.capture else None
+        self._slots = SlotCache(model.config, self.settings.max_rows, self.settings.capacity, model.device, graphs)
         self._queue: deque[tuple[_Active, Prompt]] = deque()
         self._waiting: list[_Active] = []
         self._rows: list[_Active] = []

@@ -7,7 +7,7 @@ differs from layer to layer, and each layer knows which row of the batch stands 
 Shapes: B rows that decode, N ≤ B kept rows of a layer, H key and value heads, C capacity in tokens, E head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from routing_experts.errors import RouteError
+from routing_experts.inference.graphs import Graphs
 from routing_experts.models.attention import attention_form
 from routing_experts.models.cache import RoutedCache, RoutedCacheLayer, tensor_bytes
 from routing_experts.models.convert import ATTENTION
@@ -69,13 +70,15 @@ class SlotLayer(RoutedCacheLayer):
     """One layer's slots. What the routed layer asks of it is what it asks of every cache layer.
 
     Attributes:
+        number: the layer's.
         rows: the batch row in each slot, on the host.
         kept_rows, skipped_rows: rows that run the layer, in slot order, and those that do not, on the device.
     """
 
-    def __init__(self, cache: "SlotCache") -> None:
-        self.cache = cache
+    def __init__(self, cache: "SlotCache", number: int) -> None:
+        self.cache, self.number = cache, number
         self.rows: list[int] = []
+        self._order = torch.zeros(cache.num_slots, dtype=torch.long, device=cache.device)
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         super().__init__(inner=None)
@@ -87,13 +90,26 @@ class SlotLayer(RoutedCacheLayer):
 
     def refresh(self) -> None:
         """Looks anew which rows stand where, after rows came or went."""
-        batch, device = len(self.cache.lengths), self.cache.device
+        batch, count = len(self.cache.lengths), len(self.rows)
         self.any_keep = bool(self.rows)
         self.all_keep = self.rows == list(range(batch))
-        self.kept_rows = torch.tensor(self.rows, dtype=torch.long, device=device)
         others = sorted(set(range(batch)) - set(self.rows))
-        self.skipped_rows = torch.tensor(others, dtype=torch.long, device=device)
-        self.slots = torch.arange(len(self.rows), device=device)
+        self._order[:batch] = torch.tensor(self.rows + others, dtype=torch.long)
+        self.kept_rows, self.skipped_rows = self._order[:count], self._order[count:batch]
+        self.slots = self.cache.numbers[:count]
+
+    def step(self, function: Callable[..., Tensor], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Runs a layer's decoding step, or replays it."""
+        graphs = self.cache.graphs
+        if graphs is None:
+            return function(hidden, kwargs)
+
+        def fixed(hidden: Tensor, mask: Tensor, *rotary: Tensor) -> Tensor:
+            given = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
+            return function(hidden, kwargs | given)
+
+        key = (self.number, len(self.rows), self.all_keep, self.cache.reach)
+        return graphs.call(key, fixed, hidden, kwargs["attention_mask"], *kwargs["position_embeddings"])
 
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
@@ -150,8 +166,8 @@ class SlotLayer(RoutedCacheLayer):
         where = self.cache.positions if self.all_keep else self.cache.positions[self.kept_rows]
         self._keys[self.slots, :, where] = key_states[:, :, 0]
         self._values[self.slots, :, where] = value_states[:, :, 0]
-        count, longest = len(self.rows), self.cache.longest + 1
-        return self._keys[:count, :, :longest], self._values[:count, :, :longest]
+        count, reach = len(self.rows), self.cache.reach
+        return self._keys[:count, :, :reach], self._values[:count, :, :reach]
 
     def skip(self, num_tokens: int) -> None:
         """The cache counts tokens, for all layers at once."""
@@ -183,12 +199,16 @@ class SlotCache(RoutedCache):
         num_slots: rows at most.
         capacity: tokens a row at most.
         device: of keys and values.
+        graphs: recordings of decoding steps, to replay; None runs every step anew. What a recording reads stays where
+            it is: what stands in slots and in what order, and positions, are written in place.
 
     Raises:
         RouteError: if a layer has a sliding window, whose positions slots do not follow, or attention takes no mask.
     """
 
-    def __init__(self, config: Any, num_slots: int, capacity: int, device: torch.device) -> None:
+    def __init__(
+        self, config: Any, num_slots: int, capacity: int, device: torch.device, graphs: Graphs | None = None
+    ) -> None:
         super().__init__(config)
         if any(layer.is_sliding for layer in self.layers):
             raise RouteError(
@@ -201,12 +221,26 @@ class SlotCache(RoutedCache):
                 "which it does not take. Load the model with attn_implementation='sdpa' (supported: "
                 f"{', '.join(ATTENTION)})."
             )
-        self.num_slots, self.capacity, self.device = num_slots, capacity, device
+        self.num_slots, self.capacity, self.device, self.graphs = num_slots, capacity, device, graphs
         self.lengths: list[int] = []
-        self.positions = torch.empty(0, dtype=torch.long, device=device)
+        self._positions = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.numbers = torch.arange(num_slots, device=device)
         self.longest = 0
-        self.layers: list[SlotLayer] = [SlotLayer(self) for _ in self.layers]  # type: ignore[assignment]
+        self.layers: list[SlotLayer] = [  # type: ignore[assignment]
+            SlotLayer(self, number) for number in range(len(self.layers))
+        ]
         self.refresh()
+
+    @property
+    def positions(self) -> Tensor:
+        """Where each row's new token goes, [B]."""
+        return self._positions[: len(self.lengths)]
+
+    @property
+    def reach(self) -> int:
+        """Tokens a row that attention reads, the new one among them; for recordings one of few numbers."""
+        longest = self.longest + 1
+        return longest if self.graphs is None else min(self.capacity, -(-longest // GROWTH) * GROWTH)
 
     def reserve(self, capacity: int) -> None:
         """Makes room for rows of so many tokens; where memory ends, what was there stays right."""
@@ -215,6 +249,8 @@ class SlotCache(RoutedCache):
             for layer in self.layers:
                 layer.grow(larger)
             self.capacity = larger
+            if self.graphs is not None:
+                self.graphs.clear()
 
     def admit(self, past: Past) -> None:
         """Adds a request as the next row, or, where memory ends, leaves all as it was. ``refresh`` after the last."""
@@ -240,22 +276,22 @@ class SlotCache(RoutedCache):
     def advance(self) -> None:
         """Counts the step that every row has taken."""
         self.lengths = [length + 1 for length in self.lengths]
-        self.positions = self.positions + 1
+        self.positions.add_(1)
         self.longest += 1
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """What each row's new token sees, [B, 1, 1, longest + 1]; None where all rows see all.
+        """What each row's new token sees, [B, 1, 1, reach]; None where all rows see all.
 
         Boolean, or of the hidden states' ``dtype`` for eager attention, which adds it.
         """
-        if len(set(self.lengths)) <= 1:
+        if self.graphs is None and len(set(self.lengths)) <= 1:
             return None
-        seen = torch.arange(self.longest + 1, device=self.device)
+        seen = torch.arange(self.reach, device=self.device)
         return attention_form((seen <= self.positions[:, None])[:, None, None], dtype, self.attention == "eager")
 
     def refresh(self) -> None:
         """Looks anew which rows stand where, after rows came or went."""
-        self.positions = torch.tensor(self.lengths, dtype=torch.long, device=self.device)
+        self.positions.copy_(torch.tensor(self.lengths, dtype=torch.long))
         self.longest = max(self.lengths, default=0)
         for layer in self.layers:
             layer.refresh()

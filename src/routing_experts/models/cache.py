@@ -5,7 +5,7 @@ base's. A wrapped layer owns its length: it counts tokens whether or not anyone 
 asks layer 0 how long the past is, and layer 0 may have been skipped by all rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -76,6 +76,10 @@ class RoutedCacheLayer(CacheLayerMixin):
         self.length += num_tokens
         if self.is_sliding:
             self.inner.cumulative_length += num_tokens
+
+    def step(self, function: Callable[..., Tensor], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Runs a layer's decoding step, ``function(hidden, kwargs)``; caches that record such calls replay them."""
+        return function(hidden, kwargs)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""

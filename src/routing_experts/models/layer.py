@@ -73,13 +73,19 @@ class _LayerCall:
 
     def follow(self, hidden: Tensor) -> Tensor:
         """A decoding step: the route that the prefill chose and the cache holds."""
-        slot = self.slot
-        if slot is None or slot.all_keep:
+        if self.slot is None:
             return self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
+        return self.slot.step(self._follow, hidden, self.kwargs)
+
+    def _follow(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        slot = self.slot
+        assert slot is not None
+        if slot.all_keep:
+            return self.run(self.layer, hidden, past_key_values=self.cache, **kwargs)
         if not slot.any_keep:
             return self.pass_over(hidden)
         kept, skipped = slot.kept_rows.to(hidden.device), slot.skipped_rows.to(hidden.device)
-        ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden)))
+        ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(kwargs, kept, len(hidden)))
         return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
 
     def prefill(self, hidden: Tensor) -> Tensor:
