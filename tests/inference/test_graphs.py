@@ -92,6 +92,18 @@ def test_replayed_steps_are_the_steps(llama, asked, max_rows, most):
     assert [one.token_ids for one in engine.generate(built[::-1])] == [one.token_ids for one in expected[::-1]]
 
 
+@pytest.mark.parametrize("kept_by", [((1, 2), (3, 4, 5)), ((1,), (0, 1)), ((1,), (3,)), ((), (1, 2))])
+def test_company_of_another_make_up_is_recorded_anew(llama, kept_by):
+    """Guards the key: a layer that one, none or all rows keep, in order or not, in steps of as many rows."""
+    bounds = EngineSettings(max_rows=3, capacity=8)
+    engine = captured(llama, bounds, 999)
+    for keepers in kept_by:
+        # Request 0 is done first, and the last takes its row: who kept a layer may now stand there in another order.
+        built = [request(n, 3 + n, 3 if n == 0 else 6, [True, n in keepers, True, True, n > 0]) for n in range(6)]
+        expected = Engine(llama, None, bounds).generate(built)
+        assert [one.token_ids for one in engine.generate(built)] == [one.token_ids for one in expected]
+
+
 def test_a_step_is_recorded_once(llama):
     """Guards the gain: the same work again records nothing; slots that moved are recorded anew; old ones give way."""
     engine = captured(llama, EngineSettings(max_rows=2, capacity=64), 999)

@@ -108,7 +108,7 @@ class SlotLayer(RoutedCacheLayer):
             given = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
             return function(hidden, kwargs | given)
 
-        key = (self.number, len(self.rows), self.all_keep, self.cache.reach)
+        key = (self.number, len(self.rows), self.all_keep)  # the number of rows and the reach are in the shapes
         return graphs.call(key, fixed, hidden, kwargs["attention_mask"], *kwargs["position_embeddings"])
 
     @property
