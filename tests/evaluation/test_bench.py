@@ -40,6 +40,7 @@ TINY = BenchPreset(
         Work("prefill", 2, asks=True),
         Work("decode", 2, 9),
         Work("generate", 1, 9),
+        Work("engine", 2, 9, mixed=True),
     ),
     serving=Serving(requests=6, max_rows=2, waiting=(2, 4), repeats=2, prefilled=4),
     repeats=2,
@@ -167,13 +168,14 @@ def test_a_bench_from_the_command_to_the_page(tmp_path, monkeypatch):
         values["cases"][0]
     )
     record = BenchRecord.load(tmp_path / "runs" / "bench" / "tiny" / "bench.json")
-    assert [len(case.dense_seconds) for case in record.cases] == [2] * 7
-    alike, mixed, asked, decode, generate, arrival, waiting = record.cases
+    assert [len(case.dense_seconds) for case in record.cases] == [2] * 8
+    alike, mixed, asked, decode, generate, engine, arrival, waiting = record.cases
     assert alike.twin_seconds
     assert mixed.mixed
     assert mixed.twin_seconds is None
     assert asked.skip_rate == 0
-    assert decode.skip_rate == generate.skip_rate == pytest.approx(9 / 32)
+    assert engine.twin_seconds is None
+    assert decode.skip_rate == generate.skip_rate == engine.skip_rate == pytest.approx(9 / 32)
     assert alike.routed
     assert alike.dense
     assert alike.routed.cache_bytes / alike.dense.cache_bytes == pytest.approx(23 / 32)
@@ -197,7 +199,7 @@ def test_presets_fit_real_models(sides):
     """Guards a preset on another depth: the same shares, no logged routes, and a prompt that is too long is refused."""
     config: Any = sides.dense.config
     work = fitted(TINY, config, NUM_LAYERS)
-    assert [one.skipped for one in work.work] == [1, 1, 0, 1, 1]
+    assert [one.skipped for one in work.work] == [1, 1, 0, 1, 1, 1]
     assert work.serving is None
     with pytest.raises(ConfigError, match="knows 256 positions"):
         run_bench(PRESETS["cpu-100m"], torch.device("cpu"), sides)
@@ -212,4 +214,4 @@ def test_every_preset_can_be_built():
     for preset in PRESETS.values():
         config = LlamaConfig(**preset.shape)
         assert fitted(preset, config, config.num_hidden_layers - 1).work == preset.work
-        assert {one.phase for one in preset.work} <= {"prefill", "decode", "generate"}
+        assert {one.phase for one in preset.work} <= {"prefill", "decode", "generate", "engine"}

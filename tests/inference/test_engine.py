@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -413,7 +414,52 @@ def test_a_temperature_near_nothing_is_greedy():
     """Guards draws against logits that exceed every float once they are divided."""
     logits = torch.tensor([1.0, 30.0, -7.0])
     for temperature in (1e-6, 1e-39, 1e-300):
-        assert choose(logits, Sampling(temperature=temperature), torch.Generator()) == 1
+        assert choose(logits, (30.0, 1), Sampling(temperature=temperature), torch.Generator()) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("after", [0, 2])
+def test_logits_that_are_no_numbers_fail_one_request(llama, monkeypatch, temperature, after):
+    """Guards company against a request whose numbers overflow, at its first token or later."""
+    built = [
+        Request(encoded(prompt(seed, images=0, words=1 + seed).ids), sampling=Sampling(4, temperature))
+        for seed in range(3)
+    ]
+    expected = Engine(llama).generate(built)
+    engine = Engine(llama)
+    forward = llama.forward
+    marked = built[1].messages.input_ids  # type: ignore[union-attr]
+
+    def overflowing(*args: Any, **kwargs: Any) -> Any:
+        found = forward(*args, **kwargs)
+        prefilling = kwargs["input_ids"].shape[1] > 1
+        if prefilling and not after:
+            rows = [row for row, ids in enumerate(kwargs["input_ids"]) if torch.equal(ids[-len(marked) :], marked)]
+        else:
+            late = not prefilling and engine.statistics.steps >= after
+            rows = [row for row, active in enumerate(engine._rows) if late and active.index == 1]
+        found.logits[rows] = float("nan")
+        return found
+
+    monkeypatch.setattr(llama, "forward", overflowing)
+    got = engine.generate(built)
+    assert "logit is nan" in str(got[1].error)
+    assert [got[n].token_ids for n in (0, 2)] == [expected[n].token_ids for n in (0, 2)]
+
+
+def test_requests_are_taken_as_there_is_room(llama):
+    """Guards memory: a long source is not read, and its pictures not decoded, before the first is answered."""
+    taken: list[int] = []
+    engine = Engine(llama, None, EngineSettings(max_rows=2, max_waiting=2))
+
+    def source() -> Iterator[Request]:
+        for number in range(40):
+            taken.append(engine.statistics.prefills)
+            yield Request(encoded(prompt(number, images=0).ids), sampling=Sampling(2), id=str(number))
+
+    assert [one.id for one in engine.generate(source())] == [str(number) for number in range(40)]
+    assert taken[:2] == [0, 0]
+    assert taken[8] > 0
 
 
 def test_a_dense_model_and_all_layers_kept():

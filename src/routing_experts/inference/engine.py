@@ -151,19 +151,10 @@ class Engine:
         Raises:
             RequestError: for no requests.
         """
-        numbers: dict[int, None] = {}
-        found: dict[int, Completion] = {}
-        try:
-            for request in requests:
-                numbers[self.submit(request)] = None
-            if not numbers:
-                raise RequestError("no requests: there is nothing to answer. Give at least one.")
-            while len(found) < len(numbers):
-                self.step()
-                found |= dict(event for event in self.events(numbers) if isinstance(event, tuple))
-        finally:  # an interrupted call must not leave work to the next
-            self.cancel(numbers)
-        return [found[number] for number in numbers]
+        found = dict(event for event in self.stream(requests) if isinstance(event, tuple))
+        if not found:
+            raise RequestError("no requests: there is nothing to answer. Give at least one.")
+        return [found[number] for number in sorted(found)]
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Token | tuple[int, Completion]]:
         """Tokens as they come, and each request's completion at its end; requests are taken as there is room.
@@ -216,8 +207,7 @@ class Engine:
         self.statistics.prefilled_tokens += sum(prompt.length for _, prompt in group)
         for (active, _), past, logits_V in zip(group, pasts, logits, strict=True):
             active.past, active.route, active.mask = past, past.route, mask_of(past.route)
-            self._take(active, choose(logits_V, active.request.sampling, active.generator))
-            if not self._finish(active):
+            if not self._advance(active, logits_V, logits_V.max(-1)):
                 self._waiting.append(active)
         held = sum(active.past.num_bytes for active in self._waiting if active.past is not None)
         self.statistics.waiting_bytes = max(self.statistics.waiting_bytes, held)
@@ -273,9 +263,9 @@ class Engine:
             return
         self._slots.advance()
         self._count()
-        for active, token in zip(self._rows, self._choose(logits_BV), strict=True):
-            self._take(active, token)
-        self._leave([row for row, active in enumerate(self._rows) if self._finish(active)])
+        best = zip(*(part.tolist() for part in logits_BV.max(-1)), strict=True)  # for all rows one trip to the host
+        rows = zip(self._rows, logits_BV, best, strict=True)
+        self._leave([row for row, (active, *seen) in enumerate(rows) if self._advance(active, *seen)])
 
     def _leave(self, rows: Sequence[int]) -> None:
         """Takes rows out, in rising order; each one's place goes to the last."""
@@ -298,22 +288,18 @@ class Engine:
             use_cache=True,
         ).logits[:, -1]
 
-    def _choose(self, logits_BV: Tensor) -> list[int]:
-        """Every row's next token; greedy ones with one trip to the host."""
-        best = logits_BV.argmax(-1).tolist()
-        rows = zip(self._rows, logits_BV, best, strict=True)
-        return [
-            greedy
-            if active.request.sampling.temperature == 0
-            else choose(logits, active.request.sampling, active.generator)
-            for active, logits, greedy in rows
-        ]
-
-    def _take(self, active: _Active, token: int) -> None:
+    def _advance(self, active: _Active, logits_V: Tensor, best: tuple[float, int]) -> bool:
+        """Gives a request its next token, which may end it; says whether it is at its end."""
+        try:
+            token = choose(logits_V, best, active.request.sampling, active.generator)
+        except RequestError as error:
+            self._fail(active, error)
+            return True
         if not active.tokens:
             active.first = time.perf_counter() - active.submitted
         active.tokens.append(token)
         self._events.append(Token(active.index, token))
+        return self._finish(active)
 
     def _finish(self, active: _Active) -> bool:
         """Completes a request that is at its end; says whether it was."""

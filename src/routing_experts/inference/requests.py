@@ -1,5 +1,6 @@
 """What the engine is asked and what it gives: requests, sampling, and answers with how they came about."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,13 +94,29 @@ class Completion:
         return 1 - sum(self.route) / len(self.route) if self.route else 0.0
 
 
-def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token of one request from its logits; draws from the request's own generator."""
+def choose(logits_V: Tensor, best: tuple[float, int], sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token of one request.
+
+    Args:
+        logits_V: of all tokens.
+        best: the largest of them, and whose it is.
+        sampling: the request's.
+        generator: the request's own.
+
+    Raises:
+        RequestError: if logits are not finite.
+    """
+    highest, likeliest = float(best[0]), int(best[1])
+    if not math.isfinite(highest):
+        raise RequestError(
+            f"the model's largest logit is {highest}: this request's numbers overflowed, and no token can be chosen. "
+            "Load the model in bfloat16 or float32 instead of float16, and check its weights."
+        )
     if sampling.temperature == 0:
-        return int(logits_V.argmax())
+        return likeliest
     # From the largest down: divided by a temperature near 0, logits themselves would exceed every float.
     temperature = max(sampling.temperature, torch.finfo(torch.float32).tiny)
-    probabilities_V = torch.softmax((logits_V.float() - logits_V.max()) / temperature, dim=-1)
+    probabilities_V = torch.softmax((logits_V.float() - highest) / temperature, dim=-1)
     if sampling.top_p < 1:
         sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
         before_V = sorted_V.cumsum(0) - sorted_V

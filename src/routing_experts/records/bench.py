@@ -63,7 +63,8 @@ class BenchCase(Entry):
 
     Attributes:
         name: what was done.
-        phase: "prefill" to the first token's logits, "decode" behind it, "generate" both.
+        phase: "prefill" to the first token's logits, "decode" behind it, "generate" both; "engine" both through the
+            engine, whose dense side is the dense model's own ``generate``.
         batch: rows; at most, where requests come and go.
         skip_rate: share of the decoder layers that a row skips, on average.
         mixed: whether rows took different routes.
@@ -75,7 +76,7 @@ class BenchCase(Entry):
     """
 
     name: str
-    phase: Literal["prefill", "decode", "generate"]
+    phase: Literal["prefill", "decode", "generate", "engine"]
     batch: Positive
     skip_rate: Share
     mixed: bool

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from routing_experts.evaluation.bench.models import Sides, twin_of
 from routing_experts.evaluation.bench.presets import BenchPreset, Work
+from routing_experts.evaluation.bench.serving import ARRIVAL, answered
 from routing_experts.evaluation.bench.work import (
     Timed,
     decode_seconds,
+    engine_seconds,
     filled_cache,
     generate_seconds,
     interleave,
@@ -22,6 +24,7 @@ from routing_experts.evaluation.bench.work import (
     prefilled_cache,
 )
 from routing_experts.evaluation.cost import Cost, decoder_sizes
+from routing_experts.inference.engine import Engine, EngineSettings
 from routing_experts.inference.routes import draw_routes
 from routing_experts.models.cache import cache_bytes
 from routing_experts.models.options import RoutingOptions
@@ -35,7 +38,7 @@ def time_work(sides: Sides, preset: BenchPreset, work: Work) -> BenchCase:
     """One case, all sides in turn."""
     piece = _Piece(sides, preset, work, routes_of(work, sides), _words(sides, work.batch, preset.prompt))
     models = [sides.dense, sides.routed]
-    if not work.mixed and not work.asks and work.skipped:
+    if not work.mixed and not work.asks and work.skipped and work.phase != "engine":
         models.append(twin_of(sides.routed, piece.route[0]))
     repeats = preset.repeats if work.batch <= preset.large else preset.large_repeats
     _forget_peak(sides)
@@ -71,7 +74,9 @@ class _Piece:
         steps = self.preset.new_tokens
         if self.work.phase == "prefill":
             return partial(prefill_seconds, model, self.batch, self._options(model))
-        if self.work.phase == "generate":
+        if self.work.phase == "engine" and model is self.sides.routed:
+            return partial(engine_seconds, self._engine(), answered(self.batch["input_ids"], steps, list(self.route)))
+        if self.work.phase in ("generate", "engine"):
             return partial(generate_seconds, model, self.batch, steps, self._options(model))
         return lambda: decode_seconds(model, self.batch, steps, cache=self._filled(model))
 
@@ -83,13 +88,25 @@ class _Piece:
         cost = {
             "prefill": prefill,
             "decode": decode,
-            "generate": Cost(prefill.flops + decode.flops, prefill.bytes + decode.bytes),
-        }[self.work.phase]
+        }.get(self.work.phase, Cost(prefill.flops + decode.flops, prefill.bytes + decode.bytes))
         if self.work.phase == "prefill" and self.work.batch <= self.preset.large:
             cache = prefilled_cache(model, self.batch, self._options(model))
         else:
             cache = self._filled(model)
         return Counted(cost.flops, cost.bytes, cache_bytes(cache))
+
+    def _engine(self) -> Engine:
+        """One that decodes all rows together."""
+        rows, prompt = self.work.batch, self.preset.prompt
+        settings = EngineSettings(
+            max_rows=rows,
+            max_waiting=rows,
+            max_prefill_tokens=rows * prompt,
+            capacity=prompt + self.preset.new_tokens,
+            cost=ARRIVAL,
+            capture=self.sides.routed.device.type == "cuda",
+        )
+        return Engine(self.sides.routed, None, settings)
 
     def _route(self, model: Any) -> Tensor:
         return torch.ones_like(self.route) if model is self.sides.dense else self.route
@@ -124,6 +141,7 @@ def _name(work: Work, preset: BenchPreset, num_layers: int) -> str:
         "prefill": f"prefill of {preset.prompt} tokens",
         "decode": f"decode of {preset.new_tokens} tokens",
         "generate": f"{preset.prompt} tokens and {preset.new_tokens} new ones",
+        "engine": f"engine, {preset.prompt} tokens and {preset.new_tokens} new ones",
     }[work.phase]
     skipped = f"{work.skipped} of {num_layers} layers skipped" if work.skipped else "all layers kept"
     manner = ", another route in each row" if work.mixed else ", routers asked" if work.asks else ""

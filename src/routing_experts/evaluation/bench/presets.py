@@ -11,7 +11,8 @@ class Work:
     """One case.
 
     Attributes:
-        phase: "prefill", "decode" or "generate".
+        phase: "prefill", "decode", "generate" for both as a user calls them, or "engine" for both through the engine,
+            with captured decoding on CUDA, against the dense model's own ``generate``.
         batch: rows.
         skipped: decoder layers that each row skips, drawn at random.
         mixed: another route in each row, else one for all.
@@ -83,6 +84,11 @@ def standard_work(skipped: int, batches: tuple[int, ...]) -> tuple[Work, ...]:
     return (*cases, *(Work("generate", batch, skipped, mixed=batch > 1) for batch in batches))
 
 
+def engine_work(skipped: tuple[int, ...], batches: tuple[int, ...]) -> tuple[Work, ...]:
+    """Whole answers through the engine, from all layers kept on."""
+    return tuple(Work("engine", batch, count, mixed=batch > 1 and count > 0) for batch in batches for count in skipped)
+
+
 def fitted(preset: BenchPreset, config: Any, routed_layers: int) -> BenchPreset:
     """A preset for a real model: the same shares of its layers are skipped; no logged routes for another depth.
 
@@ -146,6 +152,7 @@ _CPU_WORK = (
     Work("decode", 8, 9, mixed=True),
     Work("decode", 8),
     Work("generate", 1, 9),
+    Work("engine", 1, 9),
 )
 PRESETS = {
     preset.name: preset
@@ -162,8 +169,24 @@ PRESETS = {
             large_repeats=3,
         ),
         BenchPreset("pocket", _POCKET, "float32", 96, 16, standard_work(3, (1, 4, 8, 32))),
-        BenchPreset("llava-1.5-7b", _LLAVA_7B, "bfloat16", 624, 128, standard_work(9, (1, 4, 8, 32)), Serving()),
-        BenchPreset("llava-1.5-13b", _LLAVA_13B, "bfloat16", 624, 128, standard_work(12, (1, 4, 8, 32)), Serving()),
+        BenchPreset(
+            "llava-1.5-7b",
+            _LLAVA_7B,
+            "bfloat16",
+            624,
+            128,
+            (*standard_work(9, (1, 4, 8, 32)), *engine_work((0, 6, 10, 16), (1, 8, 32))),  # 20, 30, 50 %
+            Serving(),
+        ),
+        BenchPreset(
+            "llava-1.5-13b",
+            _LLAVA_13B,
+            "bfloat16",
+            624,
+            128,
+            (*standard_work(12, (1, 4, 8, 32)), *engine_work((0, 8, 12, 20), (1, 8, 32))),
+            Serving(),
+        ),
     )
 }
 

@@ -186,17 +186,21 @@ def _first_tokens(contenders: Sequence[_Contender], preset: BenchPreset, serving
 def _requests(contender: _Contender, preset: BenchPreset, serving: Serving) -> list[Request]:
     config = contender.model.config.get_text_config(decoder=True)
     generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(3, config.vocab_size, (serving.requests, preset.prompt), generator=generator)
-    sampling = Sampling(max_new_tokens=preset.new_tokens, ignore_eos=True)
-    routes: Sequence[Tensor | None] = contender.routes or [None] * serving.requests
+    ids_BT = torch.randint(3, config.vocab_size, (serving.requests, preset.prompt), generator=generator)
+    return answered(ids_BT, preset.new_tokens, contender.routes)
+
+
+def answered(ids_BT: Tensor, new_tokens: int, routes: Sequence[Tensor] | None) -> list[Request]:
+    """Requests of words, each to be answered with so many tokens, on forced routes if there are any."""
+    sampling = Sampling(max_new_tokens=new_tokens, ignore_eos=True)
     return [
         Request(
             Encoded(str(number), row, torch.full_like(row, IGNORED), torch.ones_like(row)),
             sampling=sampling,
-            routing=None if route is None else RoutingOptions(route=route),
+            routing=None if routes is None else RoutingOptions(route=routes[number]),
             id=str(number),
         )
-        for number, (row, route) in enumerate(zip(ids, routes[: serving.requests], strict=True))
+        for number, row in enumerate(ids_BT.cpu())
     ]
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from routing_experts.evaluation.cost import head_size
+from routing_experts.inference.engine import Engine
+from routing_experts.inference.requests import Request
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
 from routing_experts.models.device import synchronize
@@ -108,6 +110,17 @@ def generate_seconds(
     started = clock(model)
     model.generate(**batch, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
     return clock(model) - started
+
+
+@torch.inference_mode()
+def engine_seconds(engine: Engine, requests: Sequence[Request]) -> float:
+    """Seconds until an engine has answered all of them."""
+    started = clock(engine.model)
+    completions = engine.generate(requests)
+    seconds = clock(engine.model) - started
+    failed = [completion.error for completion in completions if completion.error]
+    assert not failed, failed[0]
+    return seconds
 
 
 def _decode(model: Any, token_B1: Tensor, mask_BT: Tensor, cache: Any, steps: int) -> None:
