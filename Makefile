@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format digits pocket study bench bench-gpu calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-gpu lint format digits pocket study bench bench-gpu compiled calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: setup ## time dense, routed and static twin on random weights; 20 minutes
 
 bench-gpu: setup ## the same with LLaVA-1.5-7B's shapes on a CUDA device
 	$(BIN)/roe bench --preset llava-1.5-7b --device cuda --json benchmarks/results/llava-1.5-7b.json
+
+compiled: setup ## time a decoding step with and without compiled layers on a CPU
+	$(BIN)/python benchmarks/compiled.py
 
 calibration: setup ## calibrate the study's routed models to 10 to 40 %, and check on held-out questions
 	$(BIN)/python benchmarks/calibration.py runs/digits/routed-33.33/seed-*

@@ -179,6 +179,10 @@ def test_a_bench_from_the_command_to_the_page(tmp_path, monkeypatch):
     assert alike.routed
     assert alike.dense
     assert alike.routed.cache_bytes / alike.dense.cache_bytes == pytest.approx(23 / 32)
+    slots = alike.dense.cache_bytes * engine.batch * (TINY.prompt + TINY.new_tokens) / TINY.prompt
+    assert engine.routed
+    layers = engine.routed.cache_bytes / slots * 32  # that any of two rows keeps
+    assert 23 < layers == round(layers) <= 32
     assert arrival.served
     assert waiting.served
     assert waiting.served.weight_cap >= arrival.served.weight_cap > 1
@@ -214,4 +218,5 @@ def test_every_preset_can_be_built():
     for preset in PRESETS.values():
         config = LlamaConfig(**preset.shape)
         assert fitted(preset, config, config.num_hidden_layers - 1).work == preset.work
+        assert preset.serving is None or config.num_hidden_layers == len(authors_routes((8, 12), 1)[0])
         assert {one.phase for one in preset.work} <= {"prefill", "decode", "generate", "engine"}

@@ -1,5 +1,6 @@
 """The engine: what a request gets is what it gets alone, whoever else is there; what is wrong fails alone."""
 
+import gc
 import itertools
 import weakref
 from collections.abc import Iterator
@@ -445,6 +446,73 @@ def test_logits_that_are_no_numbers_fail_one_request(llama, monkeypatch, tempera
     got = engine.generate(built)
     assert "logit is nan" in str(got[1].error)
     assert [got[n].token_ids for n in (0, 2)] == [expected[n].token_ids for n in (0, 2)]
+
+
+def test_numbers_that_overflow_stay_with_their_request(llama):
+    """Guards who takes the slot of a request that failed: what it wrote there is masked, and NaN times 0 is NaN."""
+    engine = Engine(llama, None, EngineSettings(max_rows=3, capacity=64))
+    asked = [(0, 9, 12), (1, 3, 8), (2, 4, 9), (3, 2, 6)]  # the last is the shortest, and comes when one has failed
+    built = [Request(encoded(prompt(n, images=0, words=w).ids), sampling=Sampling(c)) for n, w, c in asked]
+    step, layer = engine._step_logits, engine._slots.layers[2]
+
+    @torch.inference_mode()
+    def overflowing() -> torch.Tensor:
+        logits = step()
+        for row, active in enumerate(engine._rows):
+            if active.index == 1 and len(active.tokens) == 5:
+                layer._keys[row, :, engine._slots.lengths[row]] = float("nan")
+                layer._values[row, :, engine._slots.lengths[row]] = float("nan")
+                logits[row] = float("nan")
+        return logits
+
+    engine._step_logits = overflowing
+    got = engine.generate([replace(one, routing=KEEP_ALL) for one in built])
+    assert "logit is nan" in str(got[1].error)
+    for (seed, words, count), one in zip(asked, got, strict=True):
+        if one.error is None:
+            assert list(one.token_ids) == alone(llama, prompt(seed, images=0, words=words).ids, count, KEEP_ALL)[0]
+    assert sum(one.error is None for one in got) == 3
+
+
+def test_an_engine_s_slots_are_freed_with_it(llama):
+    """Guards memory: slots of gigabytes must not wait for the garbage collector."""
+    engine = Engine(llama)
+    engine.generate([asking(0)])
+    slots = weakref.ref(engine._slots)
+    gc.disable()
+    try:
+        del engine
+        assert slots() is None
+    finally:
+        gc.enable()
+
+
+def test_a_source_may_ask_the_engine_itself(llama):
+    """Guards the rest of a source against what else is submitted meanwhile; one that raises takes nothing along."""
+    engine = Engine(llama, None, EngineSettings(max_rows=2, max_waiting=2))
+
+    def source(fails: bool = False) -> Iterator[Request]:
+        for number in range(6):
+            if number == 2:
+                assert engine.generate([asking(number)])[0].error is None
+            if fails and number == 4:
+                raise KeyError("the source's own")
+            yield asking(number)
+
+    assert [one.id for one in engine.generate(source())] == [str(number) for number in range(6)]
+    with pytest.raises(KeyError):
+        engine.generate(source(fails=True))
+    assert engine.is_idle
+
+
+def test_the_first_batch_is_chosen_among_all_that_may_wait(llama):
+    """Guards the choice of company: short prompts, which one prefill takes at once, wait for those behind them."""
+    engine = Engine(llama, None, EngineSettings(max_rows=2, max_waiting=8))
+    routes = [torch.tensor([number % 2, 1, 1, 1, 1 - number % 2], dtype=torch.bool) for number in range(8)]
+    engine.generate(
+        [replace(asking(number), routing=RoutingOptions(route=route)) for number, route in enumerate(routes)]
+    )
+    assert engine.statistics.layers_read == engine.statistics.steps * 4
 
 
 def test_requests_are_taken_as_there_is_room(llama):

@@ -1,5 +1,6 @@
 """The engine on a CUDA device: ``make test-gpu``."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,3 +59,27 @@ def test_bfloat16_answers_everything():
     prompts = asked(12)
     got = Engine(routed(torch.bfloat16), None, EngineSettings(max_rows=4)).generate(requests(prompts))
     assert [len(one.token_ids) for one in got] == [count for _, count in prompts]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_replayed_graphs_give_what_running_the_layers_gives(dtype: torch.dtype):
+    """Guards capture on a card: the same tokens and routes, in float64, while rows come and go and slots grow.
+
+    In bfloat16 a reach that is rounded up may choose another kernel, so there each answer has its length.
+    """
+    model, prompts = routed(dtype), asked(24)
+    bounds = EngineSettings(max_rows=5, max_waiting=9, capacity=8)
+    plain = Engine(model, None, bounds).generate(requests(prompts))
+    captured = Engine(model, None, replace(bounds, capture=True)).generate(requests(prompts))
+    assert [len(one.token_ids) for one in captured] == [count for _, count in prompts]
+    if dtype == torch.float64:
+        assert [one.token_ids for one in captured] == [one.token_ids for one in plain]
+        assert [one.route for one in captured] == [one.route for one in plain]
+
+
+def test_an_engine_that_captures_may_be_used_again():
+    """Guards recordings against what a finished batch leaves behind: the second batch finds the first one's graphs."""
+    model, prompts = routed(torch.float64), asked(16)
+    engine = Engine(model, None, EngineSettings(max_rows=4, capture=True))
+    first = [one.token_ids for one in engine.generate(requests(prompts))]
+    assert [one.token_ids for one in engine.generate(requests(prompts))] == first

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from routing_experts.data.encode import Encoded
 from routing_experts.errors import RequestError
+from routing_experts.inference import slots
 from routing_experts.inference.engine import Engine, EngineSettings
 from routing_experts.inference.graphs import Graphs
 from routing_experts.inference.requests import Request, Sampling
@@ -65,8 +66,8 @@ def llama():
 
 def captured(model: object, bounds: EngineSettings, most: int) -> Engine:
     engine = Engine(model, None, bounds)
-    slots = engine._slots
-    engine._slots = SlotCache(model.config, slots.num_slots, slots.capacity, slots.device, Graphs(recorded, most))  # type: ignore[attr-defined]
+    own = engine._slots
+    engine._slots = SlotCache(model.config, own.num_slots, own.capacity, own.device, Graphs(lambda: recorded, most))  # type: ignore[attr-defined]
     return engine
 
 
@@ -80,16 +81,37 @@ ROUTES = st.lists(st.booleans(), min_size=NUM_LAYERS, max_size=NUM_LAYERS)
 ASKED = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 9), st.integers(1, 7), ROUTES), min_size=1, max_size=7)
 
 
-@given(ASKED, st.integers(1, 4), st.sampled_from([1, 3, 999]))
+@given(ASKED, st.integers(1, 4), st.sampled_from([1, 3, 999]), st.sampled_from([4, 256]))
 @settings(max_examples=12, deadline=None)
-def test_replayed_steps_are_the_steps(llama, asked, max_rows, most):
-    """Guards the key and what stays in place: another route, number of rows or length must not replay an old step."""
+def test_replayed_steps_are_the_steps(llama, asked, max_rows, most, growth):
+    """Guards the key and what stays in place: another route, number of rows, reach or capacity replays no old step."""
     bounds = EngineSettings(max_rows=max_rows, capacity=8)
     built = [request(*one) for one in asked]
-    engine = captured(llama, bounds, most)
-    expected = Engine(llama, None, bounds).generate(built)
-    assert [one.token_ids for one in engine.generate(built)] == [one.token_ids for one in expected]
-    assert [one.token_ids for one in engine.generate(built[::-1])] == [one.token_ids for one in expected[::-1]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "GROWTH", growth)
+        engine = captured(llama, bounds, most)
+        expected = Engine(llama, None, bounds).generate(built)
+        assert [one.token_ids for one in engine.generate(built)] == [one.token_ids for one in expected]
+        assert [one.token_ids for one in engine.generate(built[::-1])] == [one.token_ids for one in expected[::-1]]
+
+
+def test_slots_that_grew_half_way_are_recorded_anew(llama, monkeypatch):
+    """Guards recordings against memory that ends while slots grow: layers before that have moved."""
+    engine = captured(llama, EngineSettings(max_rows=2, capacity=8), 999)
+    monkeypatch.setattr(slots, "GROWTH", 16)
+    first, large, third = ([seed, words, 6, [True] * NUM_LAYERS] for seed, words in ((0, 3), (1, 20), (2, 4)))
+    engine.generate([request(*first)])
+    grow = engine._slots.layers[3].grow
+
+    def fail(capacity: int) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(engine._slots.layers[3], "grow", fail)
+    got = engine.generate([request(*first), request(*large), request(*third)])
+    monkeypatch.setattr(engine._slots.layers[3], "grow", grow)
+    expected = Engine(llama).generate([request(*first), request(*third)])
+    assert "out of memory" in str(got[1].error)
+    assert [got[n].token_ids for n in (0, 2)] == [one.token_ids for one in expected]
 
 
 @pytest.mark.parametrize("kept_by", [((1, 2), (3, 4, 5)), ((1,), (0, 1)), ((1,), (3,)), ((), (1, 2))])

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ from routing_experts.inference.requests import Completion, Request, choose
 from routing_experts.inference.schedule import StepCost, mask_of, pick
 from routing_experts.inference.slots import Past, SlotCache
 from routing_experts.inference.statistics import EngineStatistics
+from routing_experts.models.convert import is_routed
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class EngineSettings:
         max_prefill_tokens: of one prefill call, padding included; one prompt is always taken.
         capacity: tokens that a slot has room for at first; it grows.
         cost: of a decoding step, which decides who joins.
-        capture: whether decoding steps are recorded as CUDA graphs and replayed.
+        capture: whether routed layers' decoding steps are recorded as CUDA graphs and replayed.
     """
 
     max_rows: int = 16
@@ -94,7 +96,11 @@ class Engine:
         self.settings = settings or EngineSettings()
         self._prefiller = prefiller or Prefiller(model, processor)
         self.statistics = EngineStatistics(self._prefiller.num_layers)
-        graphs = Graphs(CudaCapture(model.device)) if self.settings.capture else None
+        graphs = None
+        if self.settings.capture:
+            if not is_routed(model):
+                raise RequestError("capture=True for a model that is not routed: routed layers record their steps.")
+            graphs = Graphs(partial(CudaCapture, model.device))
         self._slots = SlotCache(model.config, self.settings.max_rows, self.settings.capacity, model.device, graphs)
         self._queue: deque[tuple[_Active, Prompt]] = deque()
         self._waiting: list[_Active] = []
@@ -119,6 +125,12 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether nothing is left to do."""
         return not (self._queue or self._waiting or self._rows)
+
+    @property
+    def _room(self) -> int:
+        """How many more may be queued: what can be prefilled until all wait that may, and never less than a batch."""
+        free = self.settings.max_waiting - len(self._waiting)
+        return max(self.settings.max_rows, free) - len(self._queue)
 
     def step(self) -> None:
         """One prefill if there is room, then one decoding step of the rows that share a batch."""
@@ -159,16 +171,17 @@ class Engine:
     def stream(self, requests: Iterable[Request]) -> Iterator[Token | tuple[int, Completion]]:
         """Tokens as they come, and each request's completion at its end; requests are taken as there is room.
 
-        A stream that is closed before its end gives its requests up.
+        Their clocks start when they are taken. A stream that is closed before its end gives its requests up.
         """
-        source, open_ = iter(requests), True
+        source = iter(requests)
         pending: set[int] = set()
+        open_ = True
         try:
             while open_ or pending:
-                room, before = max(0, self.settings.max_rows - len(self._queue)), self._submitted
-                for request in islice(source, room):
-                    pending.add(self.submit(request))
-                open_ = self._submitted - before == room
+                while open_ and self._room > 0:
+                    taken = list(islice(source, 1))
+                    open_ = bool(taken)
+                    pending.update(map(self.submit, taken))
                 self.step()
                 for event in self.events(pending):
                     if isinstance(event, tuple):
@@ -238,6 +251,7 @@ class Engine:
             self._join(self._waiting[index])
         if chosen:
             self._slots.refresh()
+            self.statistics.slot_bytes = max(self.statistics.slot_bytes, self._slots.num_bytes)
         self._waiting = [active for index, active in enumerate(self._waiting) if index not in chosen]
 
     def _join(self, active: _Active) -> None:

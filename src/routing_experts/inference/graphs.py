@@ -15,19 +15,22 @@ from routing_experts.errors import RequestError
 
 Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[..., Tensor], Sequence[Tensor]], Replay]
-MOST_GRAPHS = 2048  # of a 32-layer model: a graph for each of 16 numbers of rows, at four lengths
+# Of a 32-layer model: one for each of 16 numbers of rows that keep a layer in full steps of 16 rows, at four reaches.
+# Steps of fewer rows, in which some came or went, need others, and push out the least recently used.
+MOST_GRAPHS = 2048
 
 
 class Graphs:
     """Recorded calls by key; the least recently used give way.
 
     Args:
-        capture: records a function's call on given tensors; what it returns runs it anew on their present values.
+        new_capture: makes what records a function's call on given tensors; what that returns runs the call anew on
+            their present values. Called again after ``clear``.
         most: graphs that are kept.
     """
 
-    def __init__(self, capture: Capture, most: int = MOST_GRAPHS) -> None:
-        self._capture, self._most = capture, most
+    def __init__(self, new_capture: Callable[[], Capture], most: int = MOST_GRAPHS) -> None:
+        self._new_capture, self._capture, self._most = new_capture, new_capture(), most
         self._graphs: OrderedDict[Hashable, Replay] = OrderedDict()
         self._inputs: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
@@ -55,8 +58,10 @@ class Graphs:
         return replay()
 
     def clear(self) -> None:
-        """Forgets all recordings: what they read has moved."""
+        """Forgets all recordings, and the memory they worked in: what they read has moved."""
         self._graphs.clear()
+        self._inputs.clear()
+        self._capture = self._new_capture()
 
     def _hold(self, place: int, given: Tensor) -> Tensor:
         """The tensor at a fixed address for inputs of this shape, with the values given."""
@@ -87,18 +92,16 @@ class CudaCapture:
                 "launching is no bottleneck."
             )
         self.device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Replay:
         """Records ``function(*inputs)``; nothing has run on return but one call to warm up."""
         with torch.cuda.device(self.device):
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):  # libraries set themselves up at a first call, which no graph can hold
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):  # libraries set themselves up at a first call, which no graph holds
                 function(*inputs)
-            torch.cuda.current_stream().wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):  # waits for all streams first
                 output = function(*inputs)
 
         def replay() -> Tensor:

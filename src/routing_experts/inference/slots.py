@@ -10,6 +10,7 @@ Shapes: B rows that decode, N ≤ B kept rows of a layer, H key and value heads,
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -69,6 +70,9 @@ def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:
 class SlotLayer(RoutedCacheLayer):
     """One layer's slots. What the routed layer asks of it is what it asks of every cache layer.
 
+    Behind its row's past a slot holds zeros, not what memory or an earlier row left there: attention reads all slots as
+    far as the longest row, a masked key counts 0 times its value, and 0 times NaN is NaN.
+
     Attributes:
         number: the layer's.
         rows: the batch row in each slot, on the host.
@@ -76,7 +80,8 @@ class SlotLayer(RoutedCacheLayer):
     """
 
     def __init__(self, cache: "SlotCache", number: int) -> None:
-        self.cache, self.number = cache, number
+        self.cache: SlotCache = proxy(cache)  # what owns a slot's memory is freed with the engine, not some time after
+        self.number = number
         self.rows: list[int] = []
         self._order = torch.zeros(cache.num_slots, dtype=torch.long, device=cache.device)
         self._keys: Tensor | None = None
@@ -121,17 +126,22 @@ class SlotLayer(RoutedCacheLayer):
         """[N, H, C, E], all capacity."""
         return None if self._values is None else self._values[: len(self.rows)]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its slots; none before a first row keeps the layer."""
+        return tensor_bytes((self._keys, self._values))
+
     def admit(self, row: int, keys: Tensor | None, values: Tensor | None) -> None:
         """Puts a request into the next slot; None for one that skips the layer."""
         if keys is None or values is None:
             return
         if self._keys is None or self._values is None:
-            # Zeros, not whatever memory held: a masked key counts 0 times its value, and 0 times NaN is NaN.
             room = (self.cache.num_slots, keys.shape[0], self.cache.capacity)
             self._keys, self._values = (states.new_zeros((*room, states.shape[2])) for states in (keys, values))
         slot, length = len(self.rows), keys.shape[1]
-        self._keys[slot, :, :length] = keys
-        self._values[slot, :, :length] = values
+        for held, states in ((self._keys, keys), (self._values, values)):
+            held[slot, :, :length] = states
+            held[slot, :, length:] = 0  # see the class
         self.rows.append(row)
 
     def grow(self, capacity: int) -> None:
@@ -151,9 +161,13 @@ class SlotLayer(RoutedCacheLayer):
             assert self._values is not None
             slot, end = self.rows.index(row), len(self.rows) - 1
             if slot != end:
-                length = self.cache.lengths[self.rows[end]]
-                self._keys[slot, :, :length] = self._keys[end, :, :length]
-                self._values[slot, :, :length] = self._values[end, :, :length]
+                length, gone = (
+                    self.cache.lengths[self.rows[end]],
+                    self.cache.lengths[row] + 1,
+                )  # a step may be half done
+                for held in (self._keys, self._values):
+                    held[slot, :, :length] = held[end, :, :length]
+                    held[slot, :, length:gone] = 0
                 self.rows[slot] = self.rows[end]
             self.rows.pop()
         if last != row and last in self.rows:
@@ -242,15 +256,20 @@ class SlotCache(RoutedCache):
         longest = self.longest + 1
         return longest if self.graphs is None else min(self.capacity, -(-longest // GROWTH) * GROWTH)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots, free ones among them."""
+        return sum(layer.num_bytes for layer in self.layers)
+
     def reserve(self, capacity: int) -> None:
         """Makes room for rows of so many tokens; where memory ends, what was there stays right."""
         if capacity > self.capacity:
             larger = -(-capacity // GROWTH) * GROWTH
+            if self.graphs is not None:
+                self.graphs.clear()  # first: where memory ends half way, some layers have moved
             for layer in self.layers:
                 layer.grow(larger)
             self.capacity = larger
-            if self.graphs is not None:
-                self.graphs.clear()
 
     def admit(self, past: Past) -> None:
         """Adds a request as the next row, or, where memory ends, leaves all as it was. ``refresh`` after the last."""

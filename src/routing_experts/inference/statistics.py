@@ -19,6 +19,7 @@ class EngineStatistics:
         prefill_seconds: in those calls.
         decode_seconds: choosing who decodes, taking their keys and values into slots, and decoding.
         waiting_bytes: most bytes of keys and values that waited at once.
+        slot_bytes: of the slots of those that decode, free ones among them.
     """
 
     num_layers: int
@@ -31,6 +32,7 @@ class EngineStatistics:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     waiting_bytes: int = 0
+    slot_bytes: int = 0
 
     @property
     def skip_rate(self) -> float:

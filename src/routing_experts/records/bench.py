@@ -17,7 +17,8 @@ class Counted(Entry):
     Attributes:
         flops: a multiplication and an addition count as two.
         bytes: of weights, keys and values that are read.
-        cache_bytes: of keys and values behind the prompt; added up over the tensors that hold them.
+        cache_bytes: of keys and values behind the prompt; added up over the tensors that hold them. An engine's slots
+            have room for the answers, too.
     """
 
     flops: float
@@ -41,7 +42,7 @@ class Served(Entry):
         first_token_requests: how many were submitted at once and prefilled for real, to time first tokens; None
             where that was not run.
         first_token_seconds: from their submission to a request's first token: median and 95th percentile.
-        dense_first_token_seconds: the dense model's.
+        dense_first_token_seconds: the dense model's, with as many waiting.
     """
 
     requests: Positive

@@ -106,7 +106,18 @@ def _batches(record: BenchRecord, ranges: bool) -> Grid:
         rows,
         note=("Medians, with minimum to maximum in brackets. " if ranges else "Medians. ")
         + "Of the twin: its time over the routed time; the twin has the same layers physically replaced by their "
-        "adapters. Routes are forced, which leaves out what deciding costs, except where routers are asked.",
+        "adapters. Routes are forced, which leaves out what deciding costs, except where routers are asked."
+        + _engines(record),
+    )
+
+
+def _engines(record: BenchRecord) -> str:
+    if all(case.phase != "engine" for case in record.cases):
+        return ""
+    return (
+        " The engine's cases stand beside the dense model's own generate: with all layers kept they show what the "
+        "engine gives without skipping"
+        + (", captured decoding among it." if record.environment.get("device") != "cpu" else ".")
     )
 
 
@@ -132,7 +143,9 @@ def _serving(record: BenchRecord, ranges: bool) -> Grid:
         "Requests of different routes",
         ("case", "speed-up", "caps", "layers a step", "waiting", "first token", "decoding"),
         tuple(rows),
-        note="Speed-up over the dense model in the same engine, decoding alone. Caps: the gain if a step cost its "
+        note="Speed-up over the dense model in the same engine, decoding alone, each a step in turn"
+        + (" in one run" if all(len(case.routed_seconds) == 1 for case in record.cases if case.served) else "")
+        + ". Caps: the gain if a step cost its "
         "weights alone, and if it cost its rows alone. "
         + _first_tokens(record)
         + "Routes are forced: no router is asked.",

@@ -230,11 +230,11 @@ def _compared(name: str, score: Score, skip_rate: float, results: Results) -> tu
 
 
 def measured(case: SpeedCase | BenchCase, seconds: Sequence[float], ranges: bool) -> str:
-    """A median in ms or s; with ``ranges`` the fastest and slowest repetition behind it."""
+    """A median in ms or s; with ``ranges`` the fastest and slowest repetition behind it, if there are several."""
     # All of a case's times in one unit, whichever side of a second they fall.
     factor, unit = (1000, "ms") if median(case.dense_seconds) < 1 else (1, "s")
     middle, low, high = (_three_digits(factor * value) for value in (median(seconds), min(seconds), max(seconds)))
-    return f"{middle}\N{NO-BREAK SPACE}{unit}" + (f" ({low}\N{EN DASH}{high})" if ranges else "")
+    return f"{middle}\N{NO-BREAK SPACE}{unit}" + (f" ({low}\N{EN DASH}{high})" if ranges and len(seconds) > 1 else "")
 
 
 def _three_digits(value: float) -> str:

@@ -4,7 +4,7 @@ Shapes: B rows, L decoder layers.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -75,13 +75,16 @@ class _Piece:
         if self.work.phase == "prefill":
             return partial(prefill_seconds, model, self.batch, self._options(model))
         if self.work.phase == "engine" and model is self.sides.routed:
-            return partial(engine_seconds, self._engine(), answered(self.batch["input_ids"], steps, list(self.route)))
+            return partial(engine_seconds, self._engine, answered(self.batch["input_ids"], steps, list(self.route)))
         if self.work.phase in ("generate", "engine"):
             return partial(generate_seconds, model, self.batch, steps, self._options(model))
         return lambda: decode_seconds(model, self.batch, steps, cache=self._filled(model))
 
     def counted(self, model: Any) -> Counted:
-        """What the work asks for, and what the cache holds behind the prompt: a real prefill's, if it is small."""
+        """What the work asks for, and what the cache holds behind the prompt: a real prefill's, if it is small.
+
+        An engine's slots have room for the answer besides, and every row has one in a layer that any row keeps.
+        """
         sizes, length = decoder_sizes(self.sides.routed), self.preset.prompt
         prefill = sizes.prefill(self._route(model), length)
         decode = sizes.decode(self._route(model), length, self.preset.new_tokens)
@@ -89,12 +92,15 @@ class _Piece:
             "prefill": prefill,
             "decode": decode,
         }.get(self.work.phase, Cost(prefill.flops + decode.flops, prefill.bytes + decode.bytes))
+        if self.work.phase == "engine" and model is self.sides.routed:
+            return Counted(cost.flops, cost.bytes, self._engine.statistics.slot_bytes)
         if self.work.phase == "prefill" and self.work.batch <= self.preset.large:
             cache = prefilled_cache(model, self.batch, self._options(model))
         else:
             cache = self._filled(model)
         return Counted(cost.flops, cost.bytes, cache_bytes(cache))
 
+    @cached_property
     def _engine(self) -> Engine:
         """One that decodes all rows together."""
         rows, prompt = self.work.batch, self.preset.prompt

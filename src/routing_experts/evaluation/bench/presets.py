@@ -36,8 +36,8 @@ class Serving:
         max_rows: of a decoding step.
         waiting: bounds on requests that are prefilled and wait, a run each; the first is arrival order.
         repeats: runs of each, the first ``max_rows`` requests once before to warm up.
-        prefilled: how many requests one more run of dense and most waiting prefills for real, for the time to the
-            first token; 0 for no such run.
+        prefilled: how many requests one more run prefills for real, for the time to the first token, in the dense
+            model and the routed one, of both as many waiting as may at most; 0 for no such run.
     """
 
     requests: int = 128
@@ -57,7 +57,7 @@ class BenchPreset:
         dtype: of weights, keys and values.
         prompt, new_tokens: tokens a row.
         work: cases, in order.
-        serving: the case of many requests; None for none.
+        serving: the case of many requests; None for none, as for any depth but that of the logged routes.
         repeats: timed runs a case, after one to warm up; batches above ``large`` rows get ``large_repeats``.
     """
 
@@ -153,6 +153,7 @@ _CPU_WORK = (
     Work("decode", 8),
     Work("generate", 1, 9),
     Work("engine", 1, 9),
+    Work("engine", 1),
 )
 PRESETS = {
     preset.name: preset
@@ -166,7 +167,6 @@ PRESETS = {
             _CPU_WORK,
             Serving(waiting=(16, 64), repeats=1, prefilled=32),
             repeats=5,
-            large_repeats=3,
         ),
         BenchPreset("pocket", _POCKET, "float32", 96, 16, standard_work(3, (1, 4, 8, 32))),
         BenchPreset(
@@ -185,7 +185,6 @@ PRESETS = {
             624,
             128,
             (*standard_work(12, (1, 4, 8, 32)), *engine_work((0, 8, 12, 20), (1, 8, 32))),
-            Serving(),
         ),
     )
 }

@@ -33,7 +33,8 @@ from routing_experts.nn.losses import IGNORED
 from routing_experts.records import BenchCase, Served
 
 SEED = 0
-# Whoever comes first joins first, and batches are always filled: as if routes were unknown.
+# Batches are always filled, and who joins a row's place that is free is the longest waiting where ends do not fall
+# together: as if routes were unknown.
 ARRIVAL = StepCost(row=0.0, fixed=1e9)
 
 
@@ -172,13 +173,17 @@ def _engine(contender: _Contender, preset: BenchPreset, serving: Serving, replay
 
 
 def _first_tokens(contenders: Sequence[_Contender], preset: BenchPreset, serving: Serving) -> dict[int, list[float]]:
-    """Seconds to the first token with real prefills, of dense and of most waiting; each alone on the machine."""
+    """Seconds to the first token with real prefills, of dense and of most waiting; each alone on the machine.
+
+    Dense may hold as many waiting: who may not prefill while rows decode has a later first token, whatever it skips.
+    """
     if not serving.prefilled:
         return {}
     fewer = replace(serving, requests=serving.prefilled)
+    most = contenders[-1]
     found = {}
-    for index in (0, len(contenders) - 1):
-        ((_, completions),) = _serve([contenders[index]], preset, fewer, replayed=False)
+    for index, one in ((0, replace(contenders[0], waiting=most.waiting)), (len(contenders) - 1, most)):
+        ((_, completions),) = _serve([one], preset, fewer, replayed=False)
         found[index] = _first_token_seconds(completions)
     return found
 
