@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
-from routing_experts.records import Results, StudyRecord
-from routing_experts.reports import results_markdown, study_markdown
+from routing_experts.records import BenchRecord, Results, StudyRecord
+from routing_experts.reports import bench_markdown, results_markdown, study_markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def test_readme_quotes_the_install_record() -> None:
 
 
 def calibration_table(record: dict[str, Any]) -> str:
-    """The table of docs/studies.md: a row a wanted rate, a figure a run."""
+    """A table of docs/studies.md: a row a wanted rate, a figure a run."""
     lines = ["| wanted | held out, by seed | right answers, by seed |", "|--:|--:|--:|"]
     for wanted in sorted({row["wanted"] for row in record["rows"]}):
         rows = [row for row in record["rows"] if row["wanted"] == wanted]
@@ -54,6 +54,40 @@ def test_the_calibration_table_is_the_record() -> None:
     assert {row["wanted"] for row in record["rows"]} >= {0.1, 0.2, 0.3, 0.4}
     assert len({row["run"] for row in record["rows"]}) == 3
     assert max(abs(row["heldout_skip_rate"] - row["wanted"]) for row in record["rows"]) < 0.01
+    assert not record["environment"]["commit"].endswith("-dirty")
+
+
+def test_the_budget_table_is_the_record() -> None:
+    """Guards docs/studies.md's second table, and that a skip ratio is met within two points on held-out questions."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "budget.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    block = page.split("<!-- budget:begin -->\n")[1].split("\n<!-- budget:end -->")[0]
+    assert block == calibration_table(record)
+    assert {row["wanted"] for row in record["rows"]} >= {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}
+    assert len({row["run"] for row in record["rows"]}) == 3
+    assert max(abs(row["heldout_skip_rate"] - row["wanted"]) for row in record["rows"]) <= 0.02
+    assert not record["environment"]["commit"].endswith("-dirty")
+
+
+def bench_block(page: str) -> str:
+    return page.split("<!-- bench:begin -->\n")[1].split("<!-- bench:end -->")[0]
+
+
+def test_the_bench_s_tables_are_the_record() -> None:
+    """Guards docs/speed.md against numbers that nobody measured."""
+    record = BenchRecord.load(ROOT / "benchmarks" / "results" / "cpu-100m.json")
+    assert (
+        bench_block((ROOT / "docs" / "speed.md").read_text(encoding="utf-8")).strip() == bench_markdown(record).strip()
+    )
+    assert not record.environment["commit"].endswith("-dirty")
+
+
+def test_compiled_layers_are_the_record() -> None:
+    """Guards docs/speed.md's sentence on what compiling gives on a CPU."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "compiled.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    for seconds in record["step_seconds"].values():
+        assert f"{1000 * median(seconds):.1f} ms" in page
     assert not record["environment"]["commit"].endswith("-dirty")
 
 
@@ -96,3 +130,15 @@ def test_the_dialogue_table_is_the_record() -> None:
     block = page.split("<!-- dialogue:begin -->\n")[1].split("\n<!-- dialogue:end -->")[0]
     assert block == dialogue_table(record)
     assert not record["environment"]["commit"].endswith("-dirty")
+
+
+def test_readme_quotes_the_bench() -> None:
+    """Guards README's gains: medians of the committed record."""
+    record = BenchRecord.load(ROOT / "benchmarks" / "results" / "cpu-100m.json")
+    gains = [median(case.dense_seconds) / median(case.routed_seconds) for case in record.cases]
+    found = {(case.phase, case.batch): gain for case, gain in zip(record.cases, gains, strict=True) if case.skip_rate}
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"608 tokens {found['prefill', 1]:.2f} times faster alone" in readme
+    assert f"and {found['prefill', 8]:.2f} in a batch of eight routes" in readme
+    assert f"decoding {found['decode', 1]:.2f}, and 128 requests" in readme
+    assert f"decoded {gains[-1]:.2f} times faster by the engine" in readme

@@ -448,10 +448,11 @@ def test_logits_that_are_no_numbers_fail_one_request(llama, monkeypatch, tempera
     assert [got[n].token_ids for n in (0, 2)] == [expected[n].token_ids for n in (0, 2)]
 
 
-def test_numbers_that_overflow_stay_with_their_request(llama):
-    """Guards who takes the slot of a request that failed: what it wrote there is masked, and NaN times 0 is NaN."""
+@pytest.mark.parametrize("failing", [1, 2])
+def test_numbers_that_overflow_stay_with_their_request(llama, failing):
+    """Guards who takes the slot of a request that failed, the last row or a new one: NaN times a mask's 0 is NaN."""
     engine = Engine(llama, None, EngineSettings(max_rows=3, capacity=64))
-    asked = [(0, 9, 12), (1, 3, 8), (2, 4, 9), (3, 2, 6)]  # the last is the shortest, and comes when one has failed
+    asked = [(0, 9, 12), (1, 5, 8), (2, 2, 9), (3, 1, 6)]  # shorter and shorter: the first reaches farther than NaNs
     built = [Request(encoded(prompt(n, images=0, words=w).ids), sampling=Sampling(c)) for n, w, c in asked]
     step, layer = engine._step_logits, engine._slots.layers[2]
 
@@ -459,7 +460,7 @@ def test_numbers_that_overflow_stay_with_their_request(llama):
     def overflowing() -> torch.Tensor:
         logits = step()
         for row, active in enumerate(engine._rows):
-            if active.index == 1 and len(active.tokens) == 5:
+            if active.index == failing and len(active.tokens) == 5:
                 layer._keys[row, :, engine._slots.lengths[row]] = float("nan")
                 layer._values[row, :, engine._slots.lengths[row]] = float("nan")
                 logits[row] = float("nan")
@@ -467,7 +468,7 @@ def test_numbers_that_overflow_stay_with_their_request(llama):
 
     engine._step_logits = overflowing
     got = engine.generate([replace(one, routing=KEEP_ALL) for one in built])
-    assert "logit is nan" in str(got[1].error)
+    assert "logit is nan" in str(got[failing].error)
     for (seed, words, count), one in zip(asked, got, strict=True):
         if one.error is None:
             assert list(one.token_ids) == alone(llama, prompt(seed, images=0, words=words).ids, count, KEEP_ALL)[0]

@@ -184,7 +184,7 @@ def _counted(record: BenchRecord) -> Grid:
         ("case", "operations", "bytes read", "cache bytes", "measured time"),
         rows,
         note="Counted from shapes: linear maps and attention, weights and keys and values. A prefill follows the "
-        "operations, a decoding step of few rows the bytes.",
+        "operations, a decoding step of few rows the bytes. An engine's slots have room for the answers, too.",
     )
 
 
