@@ -46,16 +46,18 @@ def freeze_all_but(model: nn.Module, groups: Collection[str], lora: bool = False
 def optimizer_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], roe_lr: float, base_lr: float, weight_decay: float
 ) -> list[dict]:
-    """Four AdamW groups in a fixed order: RoE's and the base's, each with and without weight decay.
+    """AdamW's groups in a fixed order: each parameter group with and without weight decay.
 
     Vectors (norms, biases) are not decayed. Every parameter is listed, trained now or not: those without gradients
-    get neither updates nor state, and a later stage can join them without a new optimiser.
+    get neither updates nor state, and a later stage can join them without a new optimiser. Parameters of one AdamW
+    group are trained in the same stages, since ZeRO counts the steps of all of them together.
     """
-    buckets: dict[tuple[bool, bool], list[nn.Parameter]] = {(r, d): [] for r in (True, False) for d in (True, False)}
+    buckets: dict[tuple[str, bool], list[nn.Parameter]] = {(g, d): [] for g in PARAMETER_GROUPS for d in (True, False)}
     for name, parameter in named_parameters:
-        buckets[group_of(name) in ROE_GROUPS, parameter.dim() > 1].append(parameter)
+        decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # ZeRO-3 shows flat pieces
+        buckets[group_of(name), decays].append(parameter)
     return [
-        {"params": params, "lr": roe_lr if is_roe else base_lr, "weight_decay": weight_decay if decays else 0.0}
-        for (is_roe, decays), params in buckets.items()
+        {"params": params, "lr": roe_lr if group in ROE_GROUPS else base_lr, "weight_decay": weight_decay * decays}
+        for (group, decays), params in buckets.items()
         if params
     ]

@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from routing_experts.config import CONTROL_GATES
 from routing_experts.data.collate import Collator, EncodedDataset
@@ -36,7 +37,8 @@ from routing_experts.training.folder import RunFolder, last_complete, read_state
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
-from routing_experts.training.trainer import RoETrainer
+from routing_experts.training.state import whole_weights
+from routing_experts.training.trainer import RoETrainer, load_weights
 
 
 @dataclass
@@ -100,18 +102,12 @@ def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> None:
 def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     """Trains what is left to train in a folder that has begun."""
     last = last_complete(folder.checkpoints)
-    set_seed(recipe.training.seed)
     processor = load_processor(recipe.model)
-    model = _load(recipe)
+    model = _make_model(recipe, processor)
     if is_main_process():
         folder.check_facts({"base": fingerprint(model)})
-    roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
-    if recipe.is_routed and is_routed(model):
-        retarget(model, roe)
-    elif recipe.is_routed:
-        convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
-    if recipe.lora is not None:
-        model = _with_lora(model, recipe)
+    if last is not None and is_sharded(recipe):
+        load_weights(model, last)
     dataset = build_dataset(recipe.data, processor)
     _check_size(len(dataset), recipe)  # type: ignore[arg-type]
     started, before = time.monotonic(), _seconds_so_far(folder.log) if last else 0.0
@@ -122,6 +118,9 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
+                if trainer is not None and last is not None and is_sharded(recipe):  # what it cut up stays in pieces
+                    model = _make_model(recipe, processor)
+                    load_weights(model, last)
                 trainer, last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
                 if guard.interrupted and (trainer is None or trainer.state.global_step < recipe.training.steps):
                     raise InterruptedRunError(
@@ -147,11 +146,6 @@ def check_engine(recipe: Recipe) -> None:
             "LoRA under DeepSpeed: merging into sharded weights is not supported yet. Take `lora` or "
             "`training.deepspeed` out of the recipe."
         )
-    if recipe.training.deepspeed and len(recipe.stages) > 1:
-        raise TrainingError(
-            f"{len(recipe.stages)} stages under DeepSpeed: its engine cannot take parameters in or out once built. "
-            "Give the recipe one stage at a time (`stages:` with a single entry), each from the last one's model."
-        )
 
 
 def _facts(data: DataSettings) -> dict[str, Any]:
@@ -171,6 +165,12 @@ def _check_paths(recipe: Recipe) -> None:
             f"model {recipe.model} lies inside output {recipe.output}: the run would overwrite what it starts from. "
             "Give another output folder (--output)."
         )
+
+
+def is_sharded(recipe: Recipe) -> bool:
+    """Whether the recipe, or the launcher, has processes share out weights or optimiser state."""
+    launched = (os.environ.get(f"ACCELERATE_USE_{engine}", "false") for engine in ("DEEPSPEED", "FSDP"))
+    return recipe.training.deepspeed is not None or "true" in launched
 
 
 def is_main_process() -> bool:
@@ -234,8 +234,9 @@ def _train_stage(
 def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
     """Writes the model's folder from the main process; sharded weights are gathered by all of them first."""
     state = None
-    if trainer is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer is not None and trainer.is_sharded and trainer.optimizer is not None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        state = whole_weights(trainer.engine, is_main_process())
     if recipe.lora is not None:
         model = model.merge_and_unload()
     model.eval()
@@ -247,6 +248,19 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
         except (OSError, SafetensorError, CheckpointError) as error:
             raise unwritten(folder.model, folder.checkpoints, error) from error
     return Trained(model, processor, folder.model)
+
+
+def _make_model(recipe: Recipe, processor: Any) -> Any:
+    """The recipe's model before its first step: loaded, converted, with LoRA's updates; seeded anew each time."""
+    unset_hf_deepspeed_config()  # while a trainer's is in force, ZeRO-3 cuts weights up before they can be read
+    set_seed(recipe.training.seed)
+    model = _load(recipe)
+    roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
+    if recipe.is_routed and is_routed(model):
+        retarget(model, roe)
+    elif recipe.is_routed:
+        convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
+    return model if recipe.lora is None else _with_lora(model, recipe)
 
 
 def _load(recipe: Recipe) -> Any:

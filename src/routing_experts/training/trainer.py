@@ -21,10 +21,11 @@ from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
-from routing_experts.training.folder import keep_newest, mark_complete, unwritten
+from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
+from routing_experts.training.state import Engine, engine_of, load_state, save_state, whole_weights
 
 MEMORY = 0.7  # of the running mean of skip rates: a few steps, enough to even out batches
 LAYER_RATE = "skip_rate/layer_"  # the prefix under which each layer's rate is logged
@@ -53,6 +54,11 @@ class RoETrainer(Trainer):
         self.mean_skip_rate: float | None = None
         self._step_rates: list[Tensor] = []
         self.add_callback(_StepEnd(self))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes share out weights or optimiser state."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     @property
     def progress(self) -> float:
@@ -93,14 +99,17 @@ class RoETrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The recipe's schedule over the whole run, whichever stage this is."""
         if self.lr_scheduler is None:
-            settings = self.recipe.training
-
-            def factor(step: int) -> float:
-                return lr_factor(settings.lr_schedule, settings.warmup_share, (step + 1) / settings.steps)
-
-            target: Any = optimizer or self.optimizer
-            self.lr_scheduler = LambdaLR(target, factor)
+            self.lr_scheduler = self._schedule(optimizer or self.optimizer, 0)
         return self.lr_scheduler
+
+    def _schedule(self, optimizer: Any, step: int) -> LambdaLR:
+        """The schedule after so many steps: what it was before then does not matter."""
+        settings = self.recipe.training
+
+        def factor(step: int) -> float:
+            return lr_factor(settings.lr_schedule, settings.warmup_share, (step + 1) / settings.steps)
+
+        return LambdaLR(optimizer, factor, last_epoch=step - 1)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -181,6 +190,38 @@ class RoETrainer(Trainer):
             logs |= {f"{LAYER_RATE}{layer:02d}": rate for layer, rate in rates.items()}
         return logs
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """A sharded engine's weights come with the model; what the Trainer would load fits that engine alone."""
+        if not self.is_sharded:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The optimiser's state by parameter name; the schedule's place is the step's."""
+        if checkpoint is not None:
+            load_state(self.engine, Path(checkpoint))
+            self.lr_scheduler = self._schedule(self.optimizer, step_of(Path(checkpoint)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """What ``_load_optimizer_and_scheduler`` reads, on any number of processes."""
+        save_state(self.engine, Path(output_dir), self.args.should_save)
+
+    @property
+    def engine(self) -> Engine:
+        """What holds weights and optimiser state, once training has begun."""
+        return engine_of(self.accelerator.unwrap_model(self.model), self.optimizer)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The whole model, in the optimiser's precision; sharded weights are gathered by all processes."""
+        if not self.is_sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_weights(self.engine, self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """peft saves its updates alone: the RoE parts go beside them."""
         super()._save(output_dir, state_dict)
@@ -210,28 +251,33 @@ class RoETrainer(Trainer):
             keep_newest(checkpoints, self.recipe.training.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The base's weights through transformers' own loading, which knows its key names, and then the RoE parts.
-
-        The Trainer would match saved names against the model's as they are, and skip what was renamed.
-
-        Raises:
-            CheckpointError: if the checkpoint lacks a parameter of the model.
-        """
+        """See ``load_weights``; peft's part is the Trainer's to load."""
         target: Any = model or self.model
-        folder = Path(resume_from_checkpoint)
-        if hasattr(target, "get_base_model"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            target = target.get_base_model()
-        else:
-            report = target.load_state_dict(load_base(folder).state_dict(), strict=False)
-            missing = [name for name in report.missing_keys if not is_roe_key(name)]
-            if missing or report.unexpected_keys:
-                raise CheckpointError(
-                    f"{folder} does not hold this model: missing {missing[:4]}, unexpected "
-                    f"{report.unexpected_keys[:4]}. It belongs to another recipe: give that one, or another output."
-                )
-        if is_routed(target):
-            load_parts(target, folder)
+        if not hasattr(target, "get_base_model"):
+            load_weights(target, Path(resume_from_checkpoint))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_routed(target.get_base_model()):
+            load_parts(target.get_base_model(), Path(resume_from_checkpoint))
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts a checkpoint's weights into a whole model: the base's through transformers' own loading, and the RoE parts.
+
+    The Trainer would match saved names against the model's as they are, and skip what transformers renames.
+
+    Raises:
+        CheckpointError: if the checkpoint lacks a parameter of the model.
+    """
+    report = model.load_state_dict(load_base(folder).state_dict(), strict=False)
+    missing = [name for name in report.missing_keys if not is_roe_key(name)]
+    if missing or report.unexpected_keys:
+        raise CheckpointError(
+            f"{folder} does not hold this model: missing {missing[:4]}, unexpected {report.unexpected_keys[:4]}. It "
+            "belongs to another recipe: give that one, or another output."
+        )
+    if is_routed(model):
+        load_parts(model, folder)
 
 
 class _StepEnd(TrainerCallback):
