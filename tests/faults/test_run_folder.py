@@ -105,13 +105,13 @@ def test_another_recipe_s_run_is_refused_by_its_settings(tmp_path):
 
 
 def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path):
-    """Guards going on with an edited data file or another number of processes, which would train something else."""
+    """Guards going on with an edited data file or other batches, which would train something else."""
     data = tmp_path / "data.json"
     answers = [f'{{"id": "{n}", "conversations": [{{"from": "human", "value": "Add 1 and {n}."}}, ' for n in range(8)]
     data.write_text("[" + ",".join(a + '{"from": "gpt", "value": "2"}]}' for a in answers) + "]")
     of = recipe_from_dict(settings(tmp_path / "run") | {"data": {"source": str(data)}})
     quiet_run(of)
-    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["facts"]) == {"base", "data", "processes"}
+    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["facts"]) == {"base", "data", "records_a_step"}
     data.write_text(data.read_text().replace('"2"', '"3"'))
     assert quiet_run(of).folder.is_dir()  # finished: nothing would be trained on it
     noted = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -119,8 +119,8 @@ def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path):
     with pytest.raises(TrainingError, match=r"holds another run: data: '\w+' there, '\w+' asked for"):
         quiet_run(of)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(TrainingError, match="processes: 1 there, 2 asked for"):
-        folder.check_facts({"processes": 2})
+    with pytest.raises(TrainingError, match="records_a_step: 8 there, 16 asked for"):
+        folder.check_facts({"records_a_step": 16})
     with pytest.raises(TrainingError, match="base: "):
         folder.check_facts({"base": "another"})
 
@@ -215,7 +215,8 @@ def test_settings_that_change_no_weight_may_differ(tmp_path):
     first = recipe(tmp_path / "a")
     quiet_run(first)
     (tmp_path / "a").rename(tmp_path / "b")
-    moved = replace(first, output=str(tmp_path / "b"), training=replace(first.training, save_steps=1))
+    divided = replace(first.training, save_steps=1, batch_size=4, accumulation=2)
+    moved = replace(first, output=str(tmp_path / "b"), training=divided)
     assert quiet_run(moved).folder == tmp_path / "b" / "model"
 
 

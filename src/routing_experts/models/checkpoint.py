@@ -91,7 +91,9 @@ def save_routed(
     try:
         if base_weights:
             base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
-            base_class: Any = type(model).__base__
+            # Not the model's own class: FSDP2 may have put another on top of it.
+            routed = next(kind for kind in type(model).__mro__ if "is_routing_experts_model" in vars(kind))
+            base_class: Any = routed.__base__
             base_class.save_pretrained(model, staging, state_dict=base_state, **kwargs)
         save_parts(model, staging, state)
         config.save(staging)

@@ -22,7 +22,12 @@ RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
 RUN_FORMAT = 1
 # What may differ between a run and its continuation: nothing that a weight depends on.
-HARMLESS = ("output", "training.save_steps", "training.save_total_limit", "training.logging_steps")
+HARMLESS = (
+    "output",
+    *("training.save_steps", "training.save_total_limit", "training.logging_steps"),
+    # How a step's records are divided changes rounding alone; their number is a fact of the run.
+    *("training.batch_size", "training.accumulation", "training.gradient_checkpointing", "training.sharding"),
+)
 
 
 class RunFolder:
@@ -97,7 +102,7 @@ class RunFolder:
             self._refuse_other(_differences(started["recipe"], json.loads(json.dumps(recipe))))
 
     def check_facts(self, facts: Mapping[str, Any]) -> None:
-        """Holds a run to what its recipe does not say but its weights depend on: files' contents, processes.
+        """Holds a run to what its recipe does not say but its weights depend on: files' contents, records a step.
 
         Raises:
             TrainingError: if a fact was another one when the run began; what was not noted then is noted now.

@@ -96,7 +96,8 @@ class TrainingSettings:
         save_steps: steps between checkpoints; None for stage boundaries only.
         save_total_limit: how many checkpoints are kept, the newest.
         precision: ``fp32`` or ``bf16``.
-        deepspeed: a DeepSpeed JSON file.
+        sharding: what processes share out, and how: ``zero2``, ``zero3``, ``zero3_offload``, ``fsdp2``, or a DeepSpeed
+            JSON file; None for whole copies.
     """
 
     steps: int = 600
@@ -114,7 +115,7 @@ class TrainingSettings:
     save_total_limit: int = 2
     precision: str = "fp32"
     gradient_checkpointing: bool = False
-    deepspeed: str | None = None
+    sharding: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "logging_steps", "save_steps", "save_total_limit"):

@@ -37,6 +37,7 @@ from routing_experts.training.folder import RunFolder, last_complete, read_state
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
+from routing_experts.training.sharding import check_sharding, engine_arguments, is_sharded
 from routing_experts.training.state import whole_weights
 from routing_experts.training.trainer import RoETrainer, load_weights
 
@@ -87,7 +88,7 @@ def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> None:
         try:
             folder.begin(recipe_values(recipe), restart)
             if not folder.is_finished:
-                folder.check_facts(_facts(recipe.data))
+                folder.check_facts(_facts(recipe))
         except (RoutingExpertsError, OSError) as error:
             failure = error
     failed = [failure is not None]
@@ -106,7 +107,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     model = _make_model(recipe, processor)
     if is_main_process():
         folder.check_facts({"base": fingerprint(model)})
-    if last is not None and is_sharded(recipe):
+    if last is not None and is_sharded(recipe.training.sharding):
         load_weights(model, last)
     dataset = build_dataset(recipe.data, processor)
     _check_size(len(dataset), recipe)  # type: ignore[arg-type]
@@ -118,7 +119,9 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
-                if trainer is not None and last is not None and is_sharded(recipe):  # what it cut up stays in pieces
+                if (
+                    trainer is not None and last is not None and is_sharded(recipe.training.sharding)
+                ):  # what it cut up stays in pieces
                     model = _make_model(recipe, processor)
                     load_weights(model, last)
                 trainer, last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
@@ -136,21 +139,22 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Raises ``TrainingError`` for what DeepSpeed cannot do with a recipe; ``MissingExtraError`` for what it needs."""
+    """Raises ``TrainingError`` for what an engine cannot do with a recipe; ``MissingExtraError`` for what it needs."""
     if recipe.lora is not None:
         need("peft", "lora", "the recipe's `lora`")
-    if recipe.training.deepspeed:
-        need("deepspeed", "deepspeed", "`training.deepspeed`")
-    if recipe.training.deepspeed and recipe.lora is not None:
+    check_sharding(recipe.training.sharding)
+    if is_sharded(recipe.training.sharding) and recipe.lora is not None:
         raise TrainingError(
-            "LoRA under DeepSpeed: merging into sharded weights is not supported yet. Take `lora` or "
-            "`training.deepspeed` out of the recipe."
+            "LoRA with sharded weights: merging into them is not supported yet. Take `lora` or `training.sharding` out "
+            "of the recipe."
         )
 
 
-def _facts(data: DataSettings) -> dict[str, Any]:
-    """What a run's weights depend on beside recipe and base: how many processes share it, and the data's bytes."""
-    facts: dict[str, Any] = {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    """What a run's weights depend on beside recipe and base: a step's records, of all processes, and the data's bytes."""
+    data, training = recipe.data, recipe.training
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    facts: dict[str, Any] = {"records_a_step": training.batch_size * training.accumulation * processes}
     if data.source != "digits" and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
             facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -165,12 +169,6 @@ def _check_paths(recipe: Recipe) -> None:
             f"model {recipe.model} lies inside output {recipe.output}: the run would overwrite what it starts from. "
             "Give another output folder (--output)."
         )
-
-
-def is_sharded(recipe: Recipe) -> bool:
-    """Whether the recipe, or the launcher, has processes share out weights or optimiser state."""
-    launched = (os.environ.get(f"ACCELERATE_USE_{engine}", "false") for engine in ("DEEPSPEED", "FSDP"))
-    return recipe.training.deepspeed is not None or "true" in launched
 
 
 def is_main_process() -> bool:
@@ -213,7 +211,7 @@ def _train_stage(
         recipe=recipe,
         stage=stage,
         model=model,
-        args=training_arguments(recipe),
+        args=training_arguments(recipe, model),
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id or 0),
         callbacks=[*callbacks, StopAt(end, keep=not is_last)],
@@ -282,8 +280,13 @@ def _check_size(num_records: int, recipe: Recipe) -> None:
         )
 
 
-def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """The Trainer's settings of a recipe; schedule and optimiser are ours (see ``RoETrainer``)."""
+def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
+    """The Trainer's settings of a recipe; schedule and optimiser are ours (see ``RoETrainer``).
+
+    Args:
+        recipe: of the run.
+        model: that is trained; None where the arguments only join the processes.
+    """
     settings = recipe.training
     folder = RunFolder(recipe.output)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.tensorboard)  # the Trainer asks for it there
@@ -304,7 +307,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         dataloader_drop_last=True,
         remove_unused_columns=False,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        deepspeed=settings.deepspeed,
+        **engine_arguments(settings.sharding, model),
         ddp_find_unused_parameters=_leaves_parameters_unused(recipe),
     )
 

@@ -133,7 +133,7 @@ class ZeroEngine:
             for parameter in group:
                 self._put(parameter, stored(names[id(parameter)]))
 
-    def _put(self, parameter: nn.Parameter, state: State) -> None:
+    def _put(self, parameter: Any, state: State) -> None:
         from deepspeed import utils
 
         for name in (MASTER, *MOMENTS):
@@ -218,12 +218,17 @@ def load_state(engine: Engine, folder: Path) -> None:
     """Puts what ``save_state`` wrote in place.
 
     Raises:
-        CheckpointError: if a file cannot be read.
+        CheckpointError: if there is no file, or one cannot be read.
     """
     places: dict[str, dict[str, Path]] = {}
     for path, key in _keys(folder):
         name, _, part = key.rpartition("/")
         places.setdefault(name, {})[part] = path
+    if not places:
+        raise CheckpointError(
+            f"{folder} holds no {FILES}: another version wrote it, and its optimiser's state would be lost. Go on with "
+            "that version, or begin anew (--restart)."
+        )
 
     def stored(name: str) -> State:
         found = {}
