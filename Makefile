@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format digits pocket study bench bench-gpu compiled calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu compiled calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +21,15 @@ quickstart: setup ## route the pocket model and draw its report
 	$(BIN)/roe quickstart
 
 test: lint ## lint, then the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+	$(BIN)/python -m pytest -m "not slow and not distributed and not gpu and not vllm"
 
-test-slow: setup ## the tests that train for minutes or start several processes
-	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
+test-slow: setup ## the tests that train for minutes
+	$(BIN)/python -m pytest -m "slow and not distributed and not gpu and not vllm"
+
+test-dist: setup ## several processes: one run under every engine, launchers, kills; half an hour on two cores
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed]"
+	$(BIN)/python benchmarks/equivalence.py
+	$(BIN)/python -m pytest -m distributed
 
 test-gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -98,7 +98,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(text, tmp_path):
         ("training.gradient_checkpointing", "no thanks", "true or false"),
         ("training.gradient_checkpointing", 1, "true or false"),
         ("training.precision", 16, "a text"),
-        ("training.deepspeed", {"zero": 3}, "a text"),
+        ("training.sharding", {"zero": 3}, "a text"),
         ("training", "fast", "expected settings"),
         ("training", [1], "expected settings"),
         ("data.records", "all", "a whole number"),

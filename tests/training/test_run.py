@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import yaml
 from runs import log, quiet_run, recipe, settings, weights
 
 from routing_experts.data.digits import DigitsTask
-from routing_experts.errors import InterruptedRunError, TrainingError
+from routing_experts.errors import InterruptedRunError
 from routing_experts.evaluation.questions import digits_questions, records_of
 from routing_experts.inference.generate import prompt_batches
 from routing_experts.models.convert import is_routed
@@ -26,7 +25,7 @@ from routing_experts.models.load import from_pretrained, load_processor
 from routing_experts.training import run
 from routing_experts.training.folder import RunFolder
 from routing_experts.training.recipe import recipe_from_dict
-from routing_experts.training.run import train, tuned_base
+from routing_experts.training.run import tuned_base
 from routing_experts.training.schedule import THREE_STAGES
 from routing_experts.training.trainer import RoETrainer
 
@@ -268,71 +267,3 @@ def test_ctrl_c_in_the_last_step_is_not_too_late(tmp_path, monkeypatch):
 def test_every_record_is_read_from_the_recipe_s_set(finished):
     """Guards against training on held-out handwriting."""
     assert recipe(finished).data.digits == DigitsTask(split="train")
-
-
-def in_processes(count: int, recipe_file: Path, *options: str, **environment: str) -> None:
-    """Runs ``roe train`` in several processes on this machine."""
-    script = recipe_file.parent / "script.py"
-    script.write_text("from routing_experts.cli import main\nmain()\n")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(count),
-        str(script),
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
-    command += ["train", str(recipe_file), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
-
-@pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(longer, tmp_path):
-    """Guards contract 10 under DDP: the same losses through all three stages, over the records of both processes."""
-    for _ in range(2):  # the second finds the run finished, in both processes
-        in_processes(2, written(tmp_path, batch_size=4, steps=6))
-    in_processes(2, written(tmp_path, batch_size=4, steps=6), "--restart")
-    for line, expected in zip(log(tmp_path / "run"), log(longer), strict=True):
-        assert (line.loss, line.ce) == pytest.approx((expected.loss, expected.ce), abs=1e-4)
-        assert line.skip_rate == pytest.approx(expected.skip_rate, abs=1e-4)
-    one, two = (weights(from_pretrained(folder / "model")) for folder in (longer, tmp_path / "run"))
-    drift = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
-    assert drift.mean() < 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install routing-experts[deepspeed]")
-def test_zero_3_gives_the_run_of_one_process(tmp_path):
-    """Guards contract 10 under ZeRO-3, which shards parameters: one stage, three steps, and the model it writes."""
-    stage = [{"name": "all", "until": 1.0, "trains": ["adapters", "routers", "decoder"], "gate": "learned"}]
-    quiet_run(recipe_from_dict(settings(tmp_path / "one") | {"stages": stage}))
-    engine = tmp_path / "zero3.json"
-    engine.write_text(
-        json.dumps(
-            {
-                "train_micro_batch_size_per_gpu": "auto",
-                "gradient_accumulation_steps": "auto",
-                "gradient_clipping": "auto",
-                "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
-                "zero_allow_untested_optimizer": True,
-            }
-        )
-    )
-    sharded = written(tmp_path, batch_size=4, deepspeed=str(engine))
-    sharded.write_text(yaml.safe_dump(yaml.safe_load(sharded.read_text()) | {"stages": stage}))
-    in_processes(2, sharded, DS_ACCELERATOR="cpu")
-    for line, expected in zip(log(tmp_path / "run"), log(tmp_path / "one"), strict=True):
-        assert line.loss == pytest.approx(expected.loss, abs=1e-4)
-    one, two = (weights(from_pretrained(tmp_path / name / "model")) for name in ("one", "run"))
-    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3
-
-
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: pip install routing-experts[deepspeed]")
-def test_several_stages_under_deepspeed_are_refused_first(tmp_path):
-    """Guards hours of training: what cannot work is said before the model is even loaded."""
-    with pytest.raises(TrainingError, match="one stage at a time"):
-        train(recipe(tmp_path / "run", deepspeed="zero3.json"))
-    assert not (tmp_path / "run").exists()

@@ -67,7 +67,7 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
         TrainingError: if the output folder holds another recipe's run or is in use, or a checkpoint cannot be written.
         InterruptedRunError: after Ctrl-C.
     """
-    console = console or Console()
+    console = (console or Console()) if is_main_process() else Console(quiet=True)
     check_engine(recipe)
     _check_paths(recipe)
     folder = RunFolder(recipe.output)

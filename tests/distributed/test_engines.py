@@ -1,0 +1,139 @@
+"""Several processes: launchers, kills, and going on with another engine or another number of processes."""
+
+import os
+import signal
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from launch import STEPS, finished, kill_when, recipe, torchrun, training, workers
+
+from routing_experts.models.convert import is_routed
+from routing_experts.models.load import from_pretrained
+from routing_experts.records import LogLine, read_log
+
+pytestmark = pytest.mark.distributed
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs deepspeed: pip install routing-experts[deepspeed]"
+)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+
+
+def log(folder: Path) -> list[LogLine]:
+    return read_log(folder / "log.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[LogLine]:
+    """The log of a run in one process, never cut."""
+    folder = tmp_path_factory.mktemp("whole")
+    finished(training([sys.executable], recipe(folder, "run")))
+    return log(folder / "run")
+
+
+def assert_is_the_run(folder: Path, whole: list[LogLine]) -> None:
+    """The same losses and skip rates at every step, and a model that loads."""
+    lines = log(folder)
+    assert [line.step for line in lines] == list(range(1, STEPS + 1))
+    for line, expected in zip(lines, whole, strict=True):
+        assert (line.loss, line.ce) == pytest.approx((expected.loss, expected.ce), abs=1e-4)
+        assert line.skip_rate == pytest.approx(expected.skip_rate, abs=1e-4)
+    assert is_routed(from_pretrained(folder / "model"))
+    assert not [path for path in (folder / "model").iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+
+
+def saved(folder: Path, step: int) -> bool:
+    return (folder / "checkpoints" / f"checkpoint-{step}" / "complete.json").is_file()
+
+
+def test_a_run_that_is_finished_is_finished_for_all_processes(whole, tmp_path):
+    """Guards a repeated command, in which no process may wait for one that has nothing to do."""
+    of = recipe(tmp_path, "run", 2)
+    finished(training(torchrun(2), of))
+    assert_is_the_run(tmp_path / "run", whole)
+    said = " ".join(finished(training(torchrun(2), of)).split())
+    assert said.count("is finished already") == 1  # one process speaks for all
+
+
+@needs_deepspeed
+def test_two_kills_under_zero_3_change_nothing(whole, tmp_path):
+    """Guards sharded weights and optimiser state: killed inside a stage and in the next, the run ends as if never."""
+    of = recipe(tmp_path, "run", 2, sharding="zero3", save_steps=1)
+    for step in (2, 5):
+        kill_when(training(torchrun(2), of), lambda step=step: saved(tmp_path / "run", step))
+        assert not (tmp_path / "run" / "model").exists()
+    finished(training(torchrun(2), of))
+    assert_is_the_run(tmp_path / "run", whole)
+
+
+PATHS = [((2, "zero3"), (1, None)), ((1, None), (2, "zero2")), ((2, "zero2"), (2, "zero3")), ((2, None), (2, "fsdp2"))]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: " to ".join(f"{count} {engine}" for count, engine in path))
+def test_a_run_goes_on_with_another_engine_on_other_processes(path, whole, tmp_path):
+    """Guards what is saved: it is whole, and belongs to no engine."""
+    (count, engine), (other_count, other_engine) = path
+    first = recipe(tmp_path, "run", count, sharding=engine, save_steps=1)
+    kill_when(training(torchrun(count), first, engine), lambda: saved(tmp_path / "run", 5))
+    second = recipe(tmp_path, "run", other_count, sharding=other_engine, save_steps=1)
+    finished(training(torchrun(other_count), second, other_engine))
+    assert_is_the_run(tmp_path / "run", whole)
+
+
+def test_other_batches_are_refused(tmp_path):
+    """Guards the run's steps: twice the processes with as many records each would train something else."""
+    kill_when(training(torchrun(2), recipe(tmp_path, "run", 2, save_steps=1)), lambda: saved(tmp_path / "run", 2))
+    run = training(torchrun(1), recipe(tmp_path, "run", 2, save_steps=1))
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode != 0
+    assert "records_a_step: 8 there, 4 asked for" in output
+
+
+def test_when_one_process_dies_all_end(tmp_path):
+    """Guards a cluster's hours: the rest say so within a minute, and what was saved stays."""
+    of = recipe(tmp_path, "run", 2, save_steps=1)
+    run = training(torchrun(2), of)
+    deadline = time.monotonic() + 300
+    while not saved(tmp_path / "run", 2):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(workers(run)[-1], signal.SIGKILL)
+    started = time.monotonic()
+    output, _ = run.communicate(timeout=120)
+    assert time.monotonic() - started < 60
+    assert run.returncode != 0
+    assert "SIGKILL" in output or "lost the other processes" in output
+    assert saved(tmp_path / "run", 2)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [*ACCELERATE, "--multi_gpu"],
+        [*ACCELERATE, "--use_deepspeed", "--zero_stage", "2"],
+        [*ACCELERATE, "--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model", "true"],
+        [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"],
+    ],
+    ids=["accelerate", "accelerate zero2", "accelerate zero3", "deepspeed"],
+)
+def test_launchers_as_they_are(launcher, whole, tmp_path):
+    """Guards other ways to start: the launcher's engine trains the recipe's run."""
+    finished(training(launcher, recipe(tmp_path, "run", 2)))
+    assert_is_the_run(tmp_path / "run", whole)
+
+
+def test_two_nodes(whole, tmp_path):
+    """Guards the documented command for two nodes: here each has an address of this machine."""
+    of = recipe(tmp_path, "run", 2)
+    port = str(29000 + os.getpid() % 1000)
+    common = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.2", "--master_port", port]
+    addresses = [["--node_rank", str(rank), "--local_addr", f"127.0.0.{2 + rank}"] for rank in range(2)]
+    for run in [training([*TORCHRUN, *common, *own], of) for own in addresses]:
+        finished(run)
+    assert_is_the_run(tmp_path / "run", whole)
