@@ -25,7 +25,6 @@ STAGES = [
     {"name": "instruction_tuning", "until": 1.0, "gate": "learned"}
     | {"trains": ["adapters", "routers", "decoder", "projector"]},
 ]
-ROE = "from routing_experts.cli import main\nmain()\n"
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # processes, and what the recipe's training says besides
     "one process": (1, {}),
     "accumulation 4 x 1": (1, {"batch_size": 2, "accumulation": 4}),
@@ -62,13 +61,12 @@ def run(folder: Path, name: str, processes: int, training: dict[str, Any]) -> li
         SystemExit: if it failed, with what it said last.
     """
     output = folder / name.replace(" ", "_")
-    file, script = output.with_suffix(".yaml"), folder / "roe.py"
+    file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe(output, processes, training)), encoding="utf-8")
-    script.write_text(ROE, encoding="utf-8")
-    if training.get("sharding") == "fsdp2":
-        script = Path(__file__).parent / "fsdp_on_cpu.py"
+    on_cpus = str(Path(__file__).parent / "fsdp_on_cpu.py")
+    roe = [on_cpus] if training.get("sharding") == "fsdp2" else ["-m", "routing_experts"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else ()), str(script), "train", str(file)]
+    command = [sys.executable, *(launcher if processes > 1 else ()), *roe, "train", str(file)]
     cpus = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=os.environ | cpus, capture_output=True, text=True, timeout=1800)
     if done.returncode:

@@ -37,22 +37,15 @@ def recipe(folder: Path, name: str, processes: int = 1, **training: Any) -> Path
     return path
 
 
-def script(folder: Path, sharding: str | None = None) -> Path:
-    """What a launcher runs in place of the command."""
-    if sharding == "fsdp2":
-        return ROOT / "benchmarks" / "fsdp_on_cpu.py"
-    path = folder / "roe.py"
-    path.write_text("from routing_experts.cli import main\nmain()\n")
-    return path
-
-
 def torchrun(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
 def training(launcher: Sequence[str], of: Path, sharding: str | None = None) -> subprocess.Popen[str]:
     """Starts a run."""
-    command = [*launcher, str(script(of.parent, sharding)), "train", str(of)]
+    flag = "--module" if "deepspeed.launcher.runner" in launcher else "-m"
+    roe = [str(ROOT / "benchmarks" / "fsdp_on_cpu.py")] if sharding == "fsdp2" else [flag, "routing_experts"]
+    command = [*launcher, *roe, "train", str(of)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=os.environ | CPUS, **pipes)
 

@@ -142,3 +142,25 @@ def test_readme_quotes_the_bench() -> None:
     assert f"and {found['prefill', 8]:.2f} in a batch of eight routes" in readme
     assert f"decoding {found['decode', 1]:.2f}, and 128 requests" in readme
     assert f"decoded {gains[-1]:.2f} times faster by the engine" in readme
+
+
+def equivalence_table(record: dict[str, Any]) -> str:
+    """The table of docs/scale.md: a row a way, a distance a stage."""
+    stages = [name for name in record["rows"][0]["distance"] if name != "skip_rate"]
+    lines = [f"| way | processes | {' | '.join(stages)} |", "|---|--:|" + "--:|" * len(stages)]
+    for row in record["rows"]:
+        cells = " | ".join(f"{row['distance'][stage]:.1e}" for stage in stages)
+        lines.append(f"| {row['way']} | {row['processes']} | {cells} |")
+    return "\n".join(lines)
+
+
+def test_the_equivalence_table_is_the_record() -> None:
+    """Guards docs/scale.md, and that no engine trains another run (contract 10)."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "equivalence.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert page.split("<!-- equivalence:begin -->\n")[1].split("\n<!-- equivalence:end -->")[0] == equivalence_table(
+        record
+    )
+    assert {row["way"] for row in record["rows"]} >= {"one process", "DDP", "ZeRO-2", "ZeRO-3", "FSDP2"}
+    assert max(max(row["distance"].values()) for row in record["rows"]) <= 1e-4
+    assert not record["environment"]["commit"].endswith("-dirty")

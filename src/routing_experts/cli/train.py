@@ -28,9 +28,10 @@ def train(
     Example: roe train digits --output runs/mine --set training.batch_size=32
     """
     from routing_experts.cli.output import print_json, start
+    from routing_experts.training.processes import is_main_process
     from routing_experts.training.recipe import load_recipe
-    from routing_experts.training.run import is_main_process, tuned_base
     from routing_experts.training.run import train as run_training
+    from routing_experts.training.run import tuned_base
 
     say = start()
     overrides = parse_settings(set_ or [])

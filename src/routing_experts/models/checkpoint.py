@@ -91,10 +91,7 @@ def save_routed(
     try:
         if base_weights:
             base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
-            # Not the model's own class: FSDP2 may have put another on top of it.
-            routed = next(kind for kind in type(model).__mro__ if "is_routing_experts_model" in vars(kind))
-            base_class: Any = routed.__base__
-            base_class.save_pretrained(model, staging, state_dict=base_state, **kwargs)
+            _base_class(model).save_pretrained(model, staging, state_dict=base_state, **kwargs)
         save_parts(model, staging, state)
         config.save(staging)
         if not is_hand_written(folder / CARD_NAME):
@@ -115,6 +112,11 @@ def save_routed(
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _base_class(model: Any) -> Any:
+    """What the model was before conversion; FSDP2 may have put a class of its own on top of the routed one."""
+    return next(kind.__base__ for kind in type(model).__mro__ if "is_routing_experts_model" in vars(kind))
 
 
 def _base_weight_files(folder: Path) -> list[Path]:

@@ -35,6 +35,7 @@ from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.parameters import freeze_all_but
+from routing_experts.training.processes import is_main_process, lost_the_others, num_processes
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.sharding import check_sharding, engine_arguments, is_sharded
@@ -64,7 +65,8 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
 
     Raises:
         ConfigError: if the recipe's settings contradict each other, or the model that it starts from.
-        TrainingError: if the output folder holds another recipe's run or is in use, or a checkpoint cannot be written.
+        TrainingError: if the output folder holds another recipe's run or is in use, a checkpoint cannot be written, or
+            another of the processes that train together has ended.
         InterruptedRunError: after Ctrl-C.
     """
     console = (console or Console()) if is_main_process() else Console(quiet=True)
@@ -77,7 +79,15 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
             console.print(f"{folder.path} is finished already; --restart trains it anew.")
             load = from_pretrained if is_routed_folder(folder.model) else load_base
             return Trained(load(folder.model), load_processor(folder.model), folder.model)
-        return _train_in(folder, recipe, console)
+        try:
+            return _train_in(folder, recipe, console)
+        except RuntimeError as error:
+            if lost_the_others(error):
+                raise TrainingError(
+                    f"process {os.environ.get('RANK', '0')} lost the other processes ({str(error).splitlines()[0]}). "
+                    "The one that failed first says why. The last whole checkpoint stays: run the same command again."
+                ) from error
+            raise
 
 
 def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> None:
@@ -151,10 +161,9 @@ def check_engine(recipe: Recipe) -> None:
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
-    """What a run's weights depend on beside recipe and base: a step's records, of all processes, and the data's bytes."""
+    """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
     data, training = recipe.data, recipe.training
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    facts: dict[str, Any] = {"records_a_step": training.batch_size * training.accumulation * processes}
+    facts: dict[str, Any] = {"records_a_step": training.batch_size * training.accumulation * num_processes()}
     if data.source != "digits" and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
             facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -169,11 +178,6 @@ def _check_paths(recipe: Recipe) -> None:
             f"model {recipe.model} lies inside output {recipe.output}: the run would overwrite what it starts from. "
             "Give another output folder (--output)."
         )
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes and speaks, of all that train together."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def build_dataset(settings: DataSettings, processor: Any) -> Dataset:
@@ -272,7 +276,7 @@ def _load(recipe: Recipe) -> Any:
 
 def _check_size(num_records: int, recipe: Recipe) -> None:
     """Raises ``TrainingError`` if not even one batch can be filled, which would train nothing without a word."""
-    needed = recipe.training.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    needed = recipe.training.batch_size * num_processes()
     if num_records < needed:
         raise TrainingError(
             f"{num_records} records for batches of {needed} (batch_size times processes): incomplete batches are left "

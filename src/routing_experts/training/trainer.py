@@ -23,6 +23,7 @@ from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.parameters import optimizer_groups
+from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
 from routing_experts.training.state import Engine, engine_of, load_state, save_state, whole_weights
@@ -244,6 +245,8 @@ class RoETrainer(Trainer):
             if self.is_world_process_zero():
                 mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
         except UNWRITTEN as error:
+            if lost_the_others(error):
+                raise
             if self.is_world_process_zero():
                 shutil.rmtree(folder, ignore_errors=True)
             raise unwritten(folder, checkpoints, error) from error
