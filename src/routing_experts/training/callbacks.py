@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from routing_experts.config import CONTROL_GATES
 from routing_experts.records import LogLine, TrainingLog
+from routing_experts.training.health import stuck_rate
 from routing_experts.training.recipe import Recipe
+from routing_experts.training.schedule import Stage
 from routing_experts.training.trainer import LAYER_RATE
 
 
@@ -107,6 +110,37 @@ class ProgressBar(TrainerCallback):
     def close(self) -> None:
         """Gives the terminal back."""
         self.progress.stop()
+
+
+class RateWatch(TrainerCallback):
+    """Says at the end of a stage that asks the routers when they keep or skip everything.
+
+    Args:
+        console: where.
+        recipe: of the run.
+        stage: that is trained.
+    """
+
+    def __init__(self, console: Console, recipe: Recipe, stage: Stage) -> None:
+        self.console, self.recipe, self.stage = console, recipe, stage
+        self.rates: list[float] = []
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Notes each layer's rate."""
+        named = logs or {}
+        self.rates = [named[name] for name in sorted(named) if name.startswith(LAYER_RATE)] or self.rates
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Warns."""
+        roe = self.recipe.roe
+        if self.stage.gate != "learned" or roe.gate in CONTROL_GATES or not self.rates:
+            return
+        routed = roe.layers_to_route(len(self.rates))
+        warning = stuck_rate(sum(self.rates[layer] for layer in routed) / len(routed), roe.target_skip_ratio)
+        if warning and state.is_world_process_zero:
+            self.console.print(warning, style="yellow", markup=False)
 
 
 class StopAt(TrainerCallback):

@@ -32,7 +32,7 @@ from routing_experts.models.convert import convert, is_routed, retarget
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
-from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, StopAt
+from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes
@@ -117,7 +117,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     model = _make_model(recipe, processor)
     if is_main_process():
         folder.check_facts({"base": fingerprint(model)})
-    if last is not None and is_sharded(recipe.training.sharding):
+    sharded = is_sharded(recipe.training.sharding)
+    if last is not None and sharded:
         load_weights(model, last)
     dataset = build_dataset(recipe.data, processor)
     _check_size(len(dataset), recipe)  # type: ignore[arg-type]
@@ -129,12 +130,11 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
-                if (
-                    trainer is not None and last is not None and is_sharded(recipe.training.sharding)
-                ):  # what it cut up stays in pieces
+                if trainer is not None and last is not None and sharded:  # what it cut up stays in pieces
                     model = _make_model(recipe, processor)
                     load_weights(model, last)
-                trainer, last = _train_stage(recipe, stage, model, processor, dataset, [bar, guard, journal], last)
+                callbacks = [bar, guard, journal, RateWatch(console, recipe, stage)]
+                trainer, last = _train_stage(recipe, stage, model, processor, dataset, callbacks, last)
                 if guard.interrupted and (trainer is None or trainer.state.global_step < recipe.training.steps):
                     raise InterruptedRunError(
                         f"interrupted: {last} is complete and nothing was lost. Run the same command to go on from "

@@ -22,6 +22,7 @@ from routing_experts.models.model import routing_context
 from routing_experts.nn.gates import GateSettings
 from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
+from routing_experts.training.health import StepLosses
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import Recipe
@@ -54,6 +55,8 @@ class RoETrainer(Trainer):
         self.window: dict[str, Any] = {}
         self.mean_skip_rate: float | None = None
         self._step_rates: list[Tensor] = []
+        model: Any = self.model
+        self._step_losses = StepLosses(model.config.get_text_config(decoder=True).vocab_size)
         self.add_callback(_StepEnd(self))
 
     @property
@@ -142,6 +145,7 @@ class RoETrainer(Trainer):
             ).mean()
             self._step_rates.append(skip_rate_B.detach().mean())
             self._note(loss, cross_entropy_B, rates_by_layer(skip_LBQ, context.valid_BQ))
+        self._step_losses.add(cross_entropy_B, keys)
         return (loss, outputs) if return_outputs else loss
 
     def _pressure(self) -> float | None:
@@ -152,7 +156,13 @@ class RoETrainer(Trainer):
         return 1.0 if self.mean_skip_rate is None else sparsity_pressure(self.mean_skip_rate, roe.target_skip_ratio)
 
     def close_step(self) -> None:
-        """Takes the step's skip rates into the running mean."""
+        """Takes the step's skip rates into the running mean, and looks at its losses.
+
+        Raises:
+            TrainingError: if a loss is no number or has exploded; nothing has been saved since.
+        """
+        dataset: Any = self.train_dataset
+        self._step_losses.check(self.accelerator, dataset, self.state.global_step)
         if self._step_rates:
             step = float(self.accelerator.reduce(torch.stack(self._step_rates).mean(), reduction="mean"))
             before = self.mean_skip_rate

@@ -1,0 +1,67 @@
+"""Runs that are not worth going on with: they stop, name the records, and keep what was good."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from runs import quiet_run, recipe, settings, weights
+
+from routing_experts.data.collate import example_key
+from routing_experts.errors import TrainingError
+from routing_experts.models.load import load_base
+from routing_experts.training import run
+from routing_experts.training.callbacks import RateWatch
+from routing_experts.training.health import stuck_rate
+from routing_experts.training.recipe import recipe_from_dict
+from routing_experts.training.schedule import THREE_STAGES
+from routing_experts.training.trainer import LAYER_RATE, RoETrainer
+
+
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "no number"), (1e4, "above 11.6")])
+def test_a_bad_loss_stops_the_run_and_names_its_records(value, told, tmp_path, monkeypatch):
+    """Guards hours after a step that spoiled the weights: nothing is saved any more, and the run can go on before."""
+    named: list[int] = []
+
+    class Spoils(RoETrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 4:
+                named[:] = inputs["example_keys"].tolist()
+                with torch.no_grad():
+                    model.lm_head.weight.mul_(value)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    of = recipe(tmp_path, steps=6, save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "RoETrainer", Spoils)
+        with pytest.raises(TrainingError, match=f"step 5: the loss is .*{told}.*records") as error:
+            quiet_run(of)
+    names = str(error.value).split("on records ")[1].split(". Look")[0].split(", ")
+    assert [example_key(name) for name in names] == [key for key in (example_key(n) for n in names) if key in named]
+    assert len(names) == 8
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    kept = weights(load_base(tmp_path / "checkpoints" / "checkpoint-4"))
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert quiet_run(of).folder.is_dir()
+
+
+def test_stuck_rates_are_told_by_the_knob_that_moves_them():
+    """Guards the warning's direction, and that a rate on its way gets none."""
+    assert "Raise roe.sparsity_loss_coef" in stuck_rate(0.0, 0.3)
+    assert "Lower training.learning_rate" in stuck_rate(1.0, 0.3)
+    assert not stuck_rate(0.2, 0.3)
+    assert not stuck_rate(0.0, 0.0)
+
+
+@pytest.mark.parametrize(("rate", "stage", "warns"), [(0.0, 1, True), (0.0, 0, False), (0.3, 1, False), (1.0, 2, True)])
+def test_a_stuck_rate_is_told_at_the_end_of_a_stage_of_routers(rate, stage, warns, tmp_path):
+    """Guards the moment: once routers have been asked, over the routed layers alone."""
+    said = io.StringIO()
+    watch = RateWatch(Console(file=said, width=200), recipe_from_dict(settings(tmp_path)), THREE_STAGES[stage])
+    state: Any = type("State", (), {"is_world_process_zero": True})
+    logs = {f"{LAYER_RATE}{layer:02d}": rate if layer else 0.0 for layer in range(12)}
+    watch.on_log(None, state, None, logs)  # type: ignore[arg-type]
+    watch.on_log(None, state, None, {"train_runtime": 1.0})  # type: ignore[arg-type]
+    watch.on_train_end(None, state, None)  # type: ignore[arg-type]
+    assert ("stuck" in said.getvalue()) == warns
