@@ -7,8 +7,16 @@ import pytest
 import yaml
 
 from routing_experts.cli.train import parse_settings
-from routing_experts.errors import ConfigError
-from routing_experts.training.recipe import SHIPPED, LoraSettings, Recipe, load_recipe, recipe_from_dict
+from routing_experts.errors import ConfigError, MissingExtraError
+from routing_experts.training import run
+from routing_experts.training.recipe import (
+    SHIPPED,
+    LoraSettings,
+    Recipe,
+    TrainingSettings,
+    load_recipe,
+    recipe_from_dict,
+)
 from routing_experts.training.run import stage_end
 from routing_experts.training.schedule import DENSE_STAGE, THREE_STAGES
 
@@ -218,3 +226,14 @@ def test_a_recipe_made_in_python_is_checked_too():
     """Guards users of the Python interface: the same rules, wherever the values come from."""
     with pytest.raises(ConfigError, match=r"data\.records"):
         Recipe(model="pocket", output="x")
+
+
+def test_where_curves_go_is_checked_before_anything_is_loaded(tmp_path, monkeypatch):
+    """Guards hours of training: a reporter that is not known, or not installed, is named first."""
+    with pytest.raises(ConfigError, match=r"report_to=\['excel'\].*wandb"):
+        TrainingSettings(report_to=("tensorboard", "excel"))
+    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "wandb" else name)
+    of = load_recipe("digits", {"training.report_to": ["wandb"], "output": str(tmp_path / "run")})
+    with pytest.raises(MissingExtraError, match="pip install wandb"):
+        run.train(of)
+    assert not (tmp_path / "run").exists()

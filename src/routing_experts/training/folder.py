@@ -24,7 +24,7 @@ RUN_FORMAT = 1
 # What may differ between a run and its continuation: nothing that a weight depends on.
 HARMLESS = (
     "output",
-    *("training.save_steps", "training.save_total_limit", "training.logging_steps"),
+    *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
     *("training.batch_size", "training.accumulation", "training.gradient_checkpointing", "training.sharding"),
 )

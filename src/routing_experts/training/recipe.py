@@ -28,6 +28,7 @@ NAMED_STAGES = {
     "dense": DENSE_STAGE,
     "pretraining": PRETRAINING_STAGE,
 }
+REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -98,6 +99,7 @@ class TrainingSettings:
         precision: ``fp32`` or ``bf16``.
         sharding: what processes share out, and how: ``zero2``, ``zero3``, ``zero3_offload``, ``fsdp2``, or a DeepSpeed
             JSON file; None for whole copies.
+        report_to: where curves go besides the run's own log: among ``tensorboard``, ``wandb``, ``trackio``, ``mlflow``.
     """
 
     steps: int = 600
@@ -116,6 +118,7 @@ class TrainingSettings:
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     sharding: str | None = None
+    report_to: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "logging_steps", "save_steps", "save_total_limit"):
@@ -131,6 +134,11 @@ class TrainingSettings:
             )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"training.precision={self.precision!r}: it must be fp32 or bf16.")
+        unknown = [name for name in self.report_to if name not in REPORTERS]
+        if unknown:
+            raise ConfigError(
+                f"training.report_to={unknown}: it takes any of {', '.join(REPORTERS)}. Correct the list."
+            )
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"training.warmup_share={self.warmup_share}: a share of the run lies from 0 to below 1.")
 

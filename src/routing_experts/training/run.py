@@ -10,6 +10,7 @@ import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.encode import Encoder
 from routing_experts.data.llava_json import load_records
 from routing_experts.data.markers import find_markers
-from routing_experts.errors import CheckpointError, ConfigError, InterruptedRunError, RoutingExpertsError, TrainingError
+from routing_experts.errors import (
+    CheckpointError,
+    ConfigError,
+    InterruptedRunError,
+    MissingExtraError,
+    RoutingExpertsError,
+    TrainingError,
+)
 from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.convert import convert, is_routed, retarget
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
@@ -153,6 +161,9 @@ def check_engine(recipe: Recipe) -> None:
     if recipe.lora is not None:
         need("peft", "lora", "the recipe's `lora`")
     check_sharding(recipe.training.sharding)
+    for name in recipe.training.report_to:
+        if find_spec(name) is None:
+            raise MissingExtraError(f"training.report_to: {name} is not installed. Run: pip install {name}")
     if is_sharded(recipe.training.sharding) and recipe.lora is not None:
         raise TrainingError(
             "LoRA with sharded weights: merging into them is not supported yet. Take `lora` or `training.sharding` out "
@@ -305,7 +316,7 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
         save_steps=settings.save_steps or 1,
         save_total_limit=None,  # older checkpoints go once the new one is known to be whole
         logging_steps=settings.logging_steps,
-        report_to=["tensorboard"],
+        report_to=list(settings.report_to),
         disable_tqdm=True,
         seed=settings.seed,
         dataloader_drop_last=True,
