@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu compiled calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu stages compiled calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: setup ## time dense, routed and static twin on random weights; 20 minutes
 
 bench-gpu: setup ## the same with LLaVA-1.5-7B's shapes on a CUDA device
 	$(BIN)/roe bench --preset llava-1.5-7b --device cuda --json benchmarks/results/llava-1.5-7b.json
+
+stages: setup ## time a training step of each stage beside dense fine-tuning
+	$(BIN)/python benchmarks/stages.py
 
 compiled: setup ## time a decoding step with and without compiled layers on a CPU
 	$(BIN)/python benchmarks/compiled.py

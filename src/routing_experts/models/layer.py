@@ -140,11 +140,11 @@ class _LayerCall:
         by_token = weights.gather(1, routing.turns_BT[..., None].expand(-1, -1, 2))
         if tokens is not None and routing.carries_after(self.index):
             ran, ran_tokens = self.run_both(hidden, tokens)
-            mixed_tokens = weights[..., :1] * ran_tokens + weights[..., 1:] * self.adapt(tokens, normed)
+            mixed_tokens = ran_tokens.lerp(self.adapt(tokens, normed), weights[..., 1:])
             routing.tokens.setdefault(self.index + 1, mixed_tokens)
         else:
             ran = self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
-        return by_token[..., :1] * ran + by_token[..., 1:] * self.adapt(hidden)
+        return ran.lerp(self.adapt(hidden), by_token[..., 1:])  # one pass where a weighted sum takes three
 
     def run_both(self, hidden: Tensor, tokens: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The base layer on ordinary and routing tokens [B, T, D], [B, R, D]; ``rows`` says which of the batch."""
