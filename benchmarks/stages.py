@@ -1,8 +1,8 @@
 """What a training step of each stage costs beside dense fine-tuning, with and without recomputed layers.
 
 ``python benchmarks/stages.py --json RECORD`` times forward, backward and optimiser step on cpu-100m's decoder: two
-dialogues of 512 tokens, of which 128 are context, 128 a question and 256 its answer. All contenders take a step in
-turn.
+dialogues of 512 tokens, of which 128 are context, 128 questions and 256 their answers, in one turn or in four. All
+contenders take a step in turn; a step's ratio is to the dense step of its round.
 """
 
 import argparse
@@ -26,7 +26,9 @@ from routing_experts.training.recipe import Recipe, recipe_from_dict
 from routing_experts.training.schedule import DENSE_STAGE, THREE_STAGES, Stage
 from routing_experts.training.trainer import RoETrainer
 
-BATCH, CONTEXT, QUESTION, ANSWER, ROUNDS = 2, 128, 128, 256, 5
+BATCH, CONTEXT, QUESTIONS, ANSWERS, ROUNDS = 2, 128, 128, 256, 7
+TURNS = (1, 4)
+Contender = tuple[str, int]  # a stage's name, and turns a dialogue
 BEGINNINGS = {"adapter_warmup": 0.0, "router_warmup": 0.3, "instruction_tuning": 0.5}
 
 
@@ -41,16 +43,22 @@ class Placed(RoETrainer):
         return self.place
 
 
-def batch_of(vocabulary: int) -> dict[str, Tensor]:
-    """Random words in one turn a dialogue."""
+def batch_of(vocabulary: int, turns: int) -> dict[str, Tensor]:
+    """Random words in so many turns a dialogue."""
     generator = torch.Generator().manual_seed(0)
-    length = CONTEXT + QUESTION + ANSWER
-    ids = torch.randint(3, vocabulary, (BATCH, length), generator=generator)
-    segments = torch.tensor([0] * CONTEXT + [1] * QUESTION + [2] * ANSWER).expand(BATCH, -1)
-    labels = torch.where(segments == 2, ids, -100)
-    keys = torch.arange(BATCH)
-    whole = torch.ones_like(ids)
-    return {"input_ids": ids, "attention_mask": whole, "labels": labels, "segment_ids": segments, "example_keys": keys}
+    ids = torch.randint(3, vocabulary, (BATCH, CONTEXT + QUESTIONS + ANSWERS), generator=generator)
+    segments = [0] * CONTEXT
+    for turn in range(turns):
+        segments += [2 * turn + 1] * (QUESTIONS // turns) + [2 * turn + 2] * (ANSWERS // turns)
+    segment_ids = torch.tensor(segments).expand(BATCH, -1)
+    is_answer = (segment_ids > 0) & (segment_ids % 2 == 0)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": torch.where(is_answer, ids, -100),
+        "segment_ids": segment_ids,
+        "example_keys": torch.arange(BATCH),
+    }
 
 
 def stepper(recipe: Recipe, stage: Stage, model: Any, batch: dict[str, Tensor], folder: Path) -> Callable[[], float]:
@@ -76,6 +84,17 @@ def stepper(recipe: Recipe, stage: Stage, model: Any, batch: dict[str, Tensor], 
     return step
 
 
+def timed_steps(steps: dict[Contender, Callable[[], float]]) -> dict[Contender, list[float]]:
+    """Seconds of each contender's steps, in turn."""
+    timed: dict[Contender, list[float]] = {contender: [] for contender in steps}
+    for turn in range(ROUNDS + 1):
+        for contender, step in steps.items():
+            seconds = step()
+            if turn:  # the first warms up
+                timed[contender].append(seconds)
+    return timed
+
+
 def main() -> None:
     """Times all stages in turn and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -86,7 +105,8 @@ def main() -> None:
     sides = random_sides(shape, torch.float32, torch.device("cpu"))
     recipe = recipe_from_dict({"model": "none", "output": "none", "data": {"records": 1}})
     recipe = replace(recipe, roe=sides.routed.roe_config)
-    batch, folder = batch_of(shape["vocab_size"]), Path("runs/bench/stages")
+    batches = {turns: batch_of(shape["vocab_size"], turns) for turns in TURNS}
+    folder = Path("runs/bench/stages")
     rows = []
     for recomputed in (False, True):
         for model in (sides.dense, sides.routed):
@@ -94,20 +114,20 @@ def main() -> None:
             model.gradient_checkpointing_disable()
             if recomputed:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-        stages = [(sides.dense, DENSE_STAGE[0]), *((sides.routed, stage) for stage in THREE_STAGES)]
-        steps = {stage.name: stepper(recipe, stage, model, batch, folder) for model, stage in stages}
-        timed: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(ROUNDS + 1):
-            for name, step in steps.items():
-                seconds = step()
-                if turn:  # the first warms up
-                    timed[name].append(seconds)
-        dense = median(timed["dense_tuning"])
-        for name, seconds in timed.items():
-            rows.append({"stage": name, "recomputed": recomputed, "step_seconds": seconds})
-            told = f"{name}{', recomputed' if recomputed else ''}"
-            print(f"{told}: {median(seconds):.2f} s a step, {median(seconds) / dense:.3f} of dense tuning", flush=True)
-    tokens = {"batch": BATCH, "context": CONTEXT, "question": QUESTION, "answer": ANSWER}
+        dense = (DENSE_STAGE[0].name, TURNS[0])
+        steps = {dense: stepper(recipe, DENSE_STAGE[0], sides.dense, batches[TURNS[0]], folder)}
+        for turns, batch in batches.items():
+            for stage in THREE_STAGES:
+                steps[stage.name, turns] = stepper(recipe, stage, sides.routed, batch, folder)
+        timed = timed_steps(steps)
+        for (name, turns), seconds in timed.items():
+            ratios = [own / other for own, other in zip(seconds, timed[dense], strict=True)]
+            row = {"stage": name, "turns": turns, "recomputed": recomputed}
+            rows.append(row | {"step_seconds": seconds, "of_dense": median(ratios)})
+            told = f"{name}, turns {turns}{', recomputed' if recomputed else ''}"
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            print(f"{told}: {median(seconds):.2f} s, {median(ratios):.3f} of dense tuning ({spread})", flush=True)
+    tokens = {"batch": BATCH, "context": CONTEXT, "questions": QUESTIONS, "answers": ANSWERS}
     save_json(asked.json, tokens | {"rows": rows, "environment": environment()})
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from routing_experts.models import layer as layer_module
+from routing_experts.models import mixing
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.context import RoutingContext
 from routing_experts.nn import gates
@@ -92,7 +92,7 @@ def trained(run: str, layout: str, attention: str) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         if run in DRAWN:
             draws = iter(recorded(run)["random_draws"])
-            patch.setattr(layer_module, "router_logits", lambda normed, router: next(draws))
+            patch.setattr(mixing, "router_logits", lambda normed, router: next(draws))
         return train(run, layout, attention, settings_of(run))
 
 

@@ -34,6 +34,7 @@ class RoutingContext:
         keys_B: integers that identify examples for random draws.
         last_routed: the last routed layer; routing tokens travel no further.
         rotary: cos and sin of the routing tokens [B, R, head size], instead of the first real token's.
+        same_calls: every process has to call the same modules, whatever its examples skip: weights are shared out.
 
     Attributes:
         tokens: layer → routing tokens that enter it [B, R, D]; filled from 0 by the model.
@@ -56,12 +57,13 @@ class RoutingContext:
         keys_B: Tensor | None = None,
         last_routed: int = 10**9,
         rotary: tuple[Tensor, Tensor] | None = None,
+        same_calls: bool = False,
     ) -> None:
         self.visible_BRK, self.turns_BT, self.valid_BQ = visible_BRK, turns_BT, valid_BQ
         self.first_real_B = first_real_B
         self.gate, self.route_BL, self.keep_bias, self.layout = gate, route_BL, keep_bias, layout
         self.keys_B = torch.arange(len(turns_BT), device=turns_BT.device) if keys_B is None else keys_B
-        self.last_routed, self.rotary = last_routed, rotary
+        self.last_routed, self.rotary, self.same_calls = last_routed, rotary, same_calls
         self.tokens: dict[int, Tensor] = {}
         self.logits: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
@@ -100,6 +102,11 @@ class RoutingContext:
     def carries_tokens(self) -> bool:
         """Whether routing tokens travel at all: forced, random and static routes read none."""
         return self.route_BL is None and not (self.gate is not None and not self.gate.asks_router)
+
+    @property
+    def on_host(self) -> tuple[Tensor, Tensor, Tensor]:
+        """valid_BQ, keys_B and turns_BT where draws are decided; fetched once."""
+        return self._once("on host", None, lambda: (self.valid_BQ.cpu(), self.keys_B.cpu(), self.turns_BT.cpu()))
 
     def carries_after(self, layer: int) -> bool:
         """Whether a later layer's router reads what routing tokens become in this one."""

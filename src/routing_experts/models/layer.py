@@ -22,8 +22,8 @@ from routing_experts.models.attention import SplitMask
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.dialogue import store_keys
+from routing_experts.models.mixing import mix
 from routing_experts.nn.adapter import skip_path
-from routing_experts.nn.gates import gate_weights
 from routing_experts.nn.router import keeps, router_logits
 
 BY_ROW = ("attention_mask", "position_ids", "position_embeddings")  # what a layer is called with, a row an example
@@ -49,10 +49,13 @@ def routed_layer_class(base: type) -> type:
         **kwargs: Any,
     ) -> Tensor:
         assert not args, "transformers calls decoder layers by keyword"
-        call = _LayerCall(self, run, routing, past_key_values, kwargs)
-        if routing is not None and routing.gate is not None:
+        trains = routing is not None and routing.gate is not None
+        call = _LayerCall(self, run, routing, None if trains else past_key_values, kwargs)  # a mix fills no cache
+        if trains:
             _refuse_reentrant_checkpointing(self)
-            return call.mix(hidden_states)
+            if not call.is_routed:
+                return call.run_all(hidden_states)
+            return mix(call, hidden_states)
         if routing is not None:
             return call.prefill(hidden_states)
         return call.follow(hidden_states)
@@ -94,13 +97,13 @@ class _LayerCall:
         routing = self.routing
         tokens = routing.tokens.get(self.index)
         if not self.is_routed:
-            return self._run_all(hidden, tokens)
+            return self.run_all(hidden)
         keep = self._decide(tokens)
         routing.keep[self.index] = keep
         if self.slot is not None:
             self.slot.set_keep(keep)
         if bool(keep.all()):
-            return self._run_all(hidden, tokens)
+            return self.run_all(hidden)
         carries = tokens is not None and routing.carries_after(self.index)
         if not bool(keep.any()):
             if carries and tokens is not None:
@@ -108,43 +111,18 @@ class _LayerCall:
             return self.pass_over(hidden)
         kept, skipped = keep.nonzero()[:, 0].to(hidden.device), (~keep).nonzero()[:, 0].to(hidden.device)
         if not carries:
-            ran = self.run(
-                self.layer, hidden[kept], past_key_values=self.cache, **_rows(self.kwargs, kept, len(hidden))
-            )
+            ran = self.run_rows(hidden, kept)
             return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
         assert tokens is not None
         ran, ran_tokens = self.run_both(hidden[kept], tokens[kept], kept)
         routing.tokens[self.index + 1] = _merge(tokens, kept, ran_tokens, skipped, self.adapt(tokens[skipped]))
         return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
 
-    def mix(self, hidden: Tensor) -> Tensor:
-        """Training: both paths, mixed by each token's turn weights (Wu et al., ICLR 2025)."""
-        routing = self.routing
-        assert routing is not None
-        assert routing.gate is not None
-        tokens = routing.tokens.get(self.index)
-        if not self.is_routed:
-            return self._run_all(hidden, tokens)
-        batch, num_routing = len(hidden), routing.num_tokens
-        if tokens is None:
-            logits = hidden.new_zeros(batch, num_routing - 1, 2)
-        else:
-            normed = self.layer.input_layernorm(tokens)
-            logits = router_logits(normed, self.layer.router)
-        weights = gate_weights(routing.gate, logits, routing.valid_BQ, routing.keys_B, self.index)
-        routing.logits.setdefault(self.index, logits)
-        routing.weights.setdefault(self.index, weights)  # the loss reads them in the gate's precision
-        if routing.gate.kind == "static":
-            return self.adapt(hidden)  # nobody keeps the layer: its own path would be computed for nothing
-        weights = weights.to(hidden.dtype)
-        by_token = weights.gather(1, routing.turns_BT[..., None].expand(-1, -1, 2))
-        if tokens is not None and routing.carries_after(self.index):
-            ran, ran_tokens = self.run_both(hidden, tokens)
-            mixed_tokens = ran_tokens.lerp(self.adapt(tokens, normed), weights[..., 1:])
-            routing.tokens.setdefault(self.index + 1, mixed_tokens)
-        else:
-            ran = self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
-        return ran.lerp(self.adapt(hidden), by_token[..., 1:])  # one pass where a weighted sum takes three
+    def run_rows(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The base layer on all of a batch's rows, or on those that ``rows`` says."""
+        if rows is None:
+            return self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
+        return self.run(self.layer, hidden[rows], past_key_values=self.cache, **_rows(self.kwargs, rows, len(hidden)))
 
     def run_both(self, hidden: Tensor, tokens: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The base layer on ordinary and routing tokens [B, T, D], [B, R, D]; ``rows`` says which of the batch."""
@@ -188,11 +166,12 @@ class _LayerCall:
         # Compared on the host, whose double precision gives a row's bias the same effect in any batch and dtype.
         return keeps(logits[:, -1].cpu(), routing.keep_bias)
 
-    def _run_all(self, hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    def run_all(self, hidden: Tensor) -> Tensor:
         """Every row runs; routing tokens come along while a later layer needs them."""
         assert self.routing is not None
+        tokens = self.routing.tokens.get(self.index)
         if tokens is None or not self.routing.carries_after(self.index):
-            return self.run(self.layer, hidden, past_key_values=self.cache, **self.kwargs)
+            return self.run_rows(hidden)
         ran, ran_tokens = self.run_both(hidden, tokens)
         self.routing.tokens.setdefault(self.index + 1, ran_tokens)
         return ran

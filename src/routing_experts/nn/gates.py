@@ -44,6 +44,11 @@ class GateSettings:
         """Whether the weights depend on router logits."""
         return self.kind not in CONTROL_GATES
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether one weight of each pair is zero."""
+        return self.kind != "softmax"
+
 
 def gate_weights(settings: GateSettings, logits_BQ2: Tensor, valid_BQ: Tensor, keys_B: Tensor, layer: int) -> Tensor:
     """Keep and skip weights of the context and of every turn.

@@ -129,7 +129,10 @@ class RoETrainer(Trainer):
             loss = cross_entropy_B.mean()
             self._note(loss, cross_entropy_B, None)
         else:
-            context = routing_context(self.accelerator.unwrap_model(model), segment_ids, gate=gate, keys_B=keys)
+            whole = self.accelerator.unwrap_model(model)
+            context = routing_context(
+                whole, segment_ids, gate=gate, keys_B=keys, same_calls=bool(self.is_deepspeed_enabled)
+            )
             outputs = model(**inputs, routing=context, use_cache=False)
             cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
             skip_LBQ = skip_weights(context)

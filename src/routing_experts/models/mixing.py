@@ -1,0 +1,130 @@
+"""Training's layer: both paths, mixed by each token's turn weights (Wu et al., ICLR 2025).
+
+A path of weight zero adds nothing, and no gradient reaches it. One-hot gates therefore leave work out: a random one's
+tokens take one path each; a learned one's router still compares both, but backward follows the chosen one alone. Every
+process calls the same modules as often and in the same order, whatever its examples skip, where weights are shared out.
+
+Shapes: B examples, T tokens, R rows of weights (context first, then turns), D hidden, S tokens of some path.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routing_experts.models.context import RoutingContext
+from routing_experts.nn.gates import GateSettings, gate_weights
+from routing_experts.nn.router import router_logits
+
+Path = Callable[[Tensor], Tensor]
+
+
+def mix(call: Any, hidden: Tensor) -> Tensor:
+    """What a routed layer makes of hidden states [B, T, D] while a gate trains.
+
+    Args:
+        call: the layer's, with its paths.
+        hidden: the layer's input.
+    """
+    routing: RoutingContext = call.routing
+    gate = routing.gate
+    assert gate is not None
+    tokens = routing.tokens.get(call.index)
+    if not gate.asks_router:
+        return _choose(call, hidden, gate)
+    assert tokens is not None
+    normed = call.layer.input_layernorm(tokens)
+    logits = router_logits(normed, call.layer.router)
+    weights = gate_weights(gate, logits, routing.valid_BQ, routing.keys_B, call.index)
+    _note(routing, call.index, logits, weights)  # the loss reads them in the gate's precision
+    weights = weights.to(hidden.dtype)
+    spares = gate.is_hard and torch.is_grad_enabled() and not routing.same_calls
+    skip_BT = weights[..., 1].gather(1, routing.turns_BT)
+    rows = _rows_that_run(skip_BT) if spares else None
+    if routing.carries_after(call.index):
+        ran, ran_tokens = _run_both(call, hidden, tokens, rows)
+        mixed_tokens = ran_tokens.lerp(call.adapt(tokens, normed), weights[..., 1:])
+        routing.tokens.setdefault(call.index + 1, mixed_tokens)
+    else:
+        ran = _run(call, hidden, rows)
+    adapted = _adapt(call, hidden, skip_BT > 0) if spares else call.adapt(hidden)
+    return ran.lerp(adapted, skip_BT[..., None])  # one pass where a weighted sum takes three
+
+
+def _note(routing: RoutingContext, index: int, logits: Tensor, weights: Tensor) -> None:
+    """Recomputation comes here again: the first time counts."""
+    routing.logits.setdefault(index, logits)
+    routing.weights.setdefault(index, weights)
+
+
+def _choose(call: Any, hidden: Tensor, gate: GateSettings) -> Tensor:
+    """No router is asked: rows run that keep some token, and tokens are adapted that skip.
+
+    Decided on the host, where the whole call's draws can be made without waiting for the device.
+    """
+    routing: RoutingContext = call.routing
+    valid_BQ, keys_B, turns_BT = routing.on_host
+    logits = torch.zeros(*valid_BQ.shape, 2, dtype=hidden.dtype)
+    weights = gate_weights(gate, logits, valid_BQ, keys_B, call.index)
+    _note(routing, call.index, logits.to(hidden.device), weights.to(hidden.device))
+    if gate.kind == "static":
+        return call.adapt(hidden)  # nobody keeps the layer, on any process
+    skip_BT = weights[..., 1].gather(1, turns_BT) > 0
+    running = ~skip_BT.all(1)
+    running[0] |= not bool(running.any())  # the same modules on every process
+    rows, skipped = (mask.nonzero()[:, 0].to(hidden.device) for mask in (running, skip_BT.flatten()))
+    ran = hidden.index_copy(0, rows, call.run_rows(hidden, rows)) if len(rows) < len(hidden) else call.run_rows(hidden)
+    adapted = call.adapt(hidden.flatten(0, 1)[skipped])
+    return ran.flatten(0, 1).index_copy(0, skipped, adapted).view_as(hidden)
+
+
+def _rows_that_run(skip_BT: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Indices of rows that keep some token and of the others; None if all rows do."""
+    running = ~(skip_BT > 0).all(1).cpu()
+    running[0] |= not bool(running.any())  # DDP waits for a gradient of every parameter
+    if bool(running.all()):
+        return None
+    return running.nonzero()[:, 0].to(skip_BT.device), (~running).nonzero()[:, 0].to(skip_BT.device)
+
+
+def _run(call: Any, hidden: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The base layer on all rows; of those that skip it whole, only the value is wanted."""
+    if rows is None:
+        return call.run_rows(hidden)
+    running, others = rows
+    ran = call.run_rows(hidden, running)
+    with torch.no_grad():
+        value = call.run_rows(hidden, others)
+    return _in_order(hidden, (running, ran), (others, value))
+
+
+def _run_both(call: Any, hidden: Tensor, tokens: Tensor, rows: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The same with routing tokens."""
+    if rows is None:
+        return call.run_both(hidden, tokens)
+    running, others = rows
+    ran = call.run_both(hidden[running], tokens[running], running)
+    with torch.no_grad():
+        values = call.run_both(hidden[others], tokens[others], others)
+    both = zip((hidden, tokens), ran, values, strict=True)
+    first, second = (_in_order(like, (running, one), (others, other)) for like, one, other in both)
+    return first, second
+
+
+def _adapt(call: Any, hidden: Tensor, skips_BT: Tensor) -> Tensor:
+    """The skip path of all tokens; of those that keep the layer, only the value is wanted."""
+    flat, skips = hidden.flatten(0, 1), skips_BT.flatten().cpu()
+    skipped, kept = (mask.nonzero()[:, 0].to(hidden.device) for mask in (skips, ~skips))
+    adapted = call.adapt(flat[skipped])
+    with torch.no_grad():
+        value = call.adapt(flat[kept])
+    return _in_order(flat, (skipped, adapted), (kept, value)).view_as(hidden)
+
+
+def _in_order(like: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Rows that were computed in parts, by their indices."""
+    whole = torch.empty_like(like)
+    for indices, rows in parts:
+        whole = whole.index_copy(0, indices, rows)
+    return whole
