@@ -42,6 +42,7 @@ from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
+from routing_experts.training.lora import with_lora
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
@@ -273,7 +274,7 @@ def _make_model(recipe: Recipe, processor: Any) -> Any:
         retarget(model, roe)
     elif recipe.is_routed:
         convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
-    return model if recipe.lora is None else _with_lora(model, recipe)
+    return model if recipe.lora is None else with_lora(model, recipe.lora)
 
 
 def _load(recipe: Recipe) -> Any:
@@ -331,15 +332,6 @@ def _leaves_parameters_unused(recipe: Recipe) -> bool:
     """Whether a step may leave trained parameters without gradients: no picture in a batch, or routers not asked."""
     trains_vision = any({"projector", "vision"} & set(stage.trains) for stage in recipe.stages)
     return trains_vision or (recipe.is_routed and recipe.roe.gate in CONTROL_GATES)
-
-
-def _with_lora(model: Any, recipe: Recipe) -> Any:
-    lora = recipe.lora
-    assert lora is not None
-    decoder = r".*(language_model|model)\.layers\.\d+\.(self_attn|mlp)\.(" + "|".join(lora.targets) + ")"
-    peft = need("peft", "lora", "the recipe's `lora`")
-    settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=decoder)
-    return peft.get_peft_model(model, settings)
 
 
 def _seconds_so_far(log: Path) -> float:
