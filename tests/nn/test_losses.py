@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
+from routing_experts.nn.losses import (
+    cross_entropy_per_example,
+    distillation_per_example,
+    roe_loss,
+    skip_rate_per_example,
+    sparsity_pressure,
+)
 
 LOGITS = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0], [5.0, 1.0]], [[0.0, math.log(4)], [1.0, 1.0], [0.0, 0.0]]])
 
@@ -84,3 +90,17 @@ def test_under_pressure_an_example_is_paid_for_skipping_beyond_the_target():
         skipped = torch.tensor([0.1, 0.5], requires_grad=True)
         roe_loss(cross_entropy, skipped, 0.3, pressure=pressure).sum().backward()
         torch.testing.assert_close(skipped.grad, torch.tensor(pushed) * torch.exp(torch.tensor(-1.0)))
+
+
+def test_distillation_by_hand():
+    """Guards KL(dense ‖ routed) over scored tokens alone, the shift by one, and that dense answers get no gradient."""
+    routed = LOGITS.clone().requires_grad_()
+    dense = torch.zeros_like(LOGITS).requires_grad_()
+    labels = torch.tensor([[-100, 0, 1], [0, -100, -100]])
+    got = distillation_per_example(routed, dense, labels)
+    second = math.log(0.5) - (math.log(3 / 4) + math.log(1 / 4)) / 2  # the first token's predictions agree
+    assert got.tolist() == pytest.approx([second / 2, 0.0])
+    got.sum().backward()
+    assert dense.grad is None
+    assert bool(routed.grad[0, 1].any())
+    assert distillation_per_example(LOGITS, LOGITS, labels).tolist() == pytest.approx([0.0, 0.0])

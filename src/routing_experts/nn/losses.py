@@ -1,11 +1,11 @@
-"""The training objective: per-example cross-entropy and the sparsity loss (Wu et al., ICLR 2025).
+"""The training objective: per-example cross-entropy, the sparsity loss (Wu et al., ICLR 2025), and distillation (ours).
 
 Shapes: B examples, T tokens, V vocabulary, L routed layers, Q turns.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 PRESSURE_WIDTH = 0.05  # of the skip rate: the band below the target in which the pressure falls from 1 to 0
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
@@ -18,13 +18,34 @@ def cross_entropy_per_example(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         logits_BTV: at n, the prediction of token n + 1.
         labels_BT: token ids, -100 where no loss falls.
     """
-    targets_BT = labels_BT[:, 1:]
-    scored_BT = targets_BT != IGNORED
+    scored_BT = labels_BT[:, 1:] != IGNORED
+    losses = cross_entropy(_scored(logits_BTV, scored_BT), labels_BT[:, 1:][scored_BT], reduction="none")
+    return _mean_by_example(losses, scored_BT)
+
+
+def distillation_per_example(logits_BTV: Tensor, dense_logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """The mean over each example's answer tokens of KL(dense ‖ routed) [B]; an example without any gets 0.
+
+    Args:
+        logits_BTV: of the routed model.
+        dense_logits_BTV: of the same model with all layers kept; no gradient goes there.
+        labels_BT: token ids, -100 where no loss falls.
+    """
+    scored_BT = labels_BT[:, 1:] != IGNORED
+    routed, dense = (_scored(logits, scored_BT).log_softmax(-1) for logits in (logits_BTV, dense_logits_BTV.detach()))
+    return _mean_by_example(kl_div(routed, dense, reduction="none", log_target=True).sum(-1), scored_BT)
+
+
+def _scored(logits_BTV: Tensor, scored_BT: Tensor) -> Tensor:
+    """The predictions of scored tokens, in 32 bits or more."""
     logits = logits_BTV[:, :-1][scored_BT]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = cross_entropy(logits, targets_BT[scored_BT], reduction="none")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _mean_by_example(losses: Tensor, scored_BT: Tensor) -> Tensor:
+    """Scored tokens' losses, averaged by example."""
     row_of = scored_BT.nonzero()[:, 0]
-    total_B = torch.zeros(len(labels_BT), device=losses.device, dtype=losses.dtype).index_add(0, row_of, losses)
+    total_B = torch.zeros(len(scored_BT), device=losses.device, dtype=losses.dtype).index_add(0, row_of, losses)
     return total_B / scored_BT.sum(1).clamp_min(1)
 
 

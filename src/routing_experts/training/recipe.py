@@ -94,6 +94,8 @@ class TrainingSettings:
         accumulation: batches summed before a step.
         learning_rate: of adapters, routers and routing tokens.
         base_learning_rate: of the base model's parameters.
+        distill_coef: weight of the distance between the routed answers and the model's own with all layers kept, which
+            costs another forward a step; 0 leaves it out.
         save_steps: steps between checkpoints; None for stage boundaries only.
         save_total_limit: how many checkpoints are kept, the newest.
         precision: ``fp32`` or ``bf16``.
@@ -111,6 +113,7 @@ class TrainingSettings:
     warmup_share: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    distill_coef: float = 0.0
     seed: int = 0
     logging_steps: int = 10
     save_steps: int | None = None
@@ -125,7 +128,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"training.{name}={value}: it is a count of at least 1. Raise it.")
-        for name in ("learning_rate", "base_learning_rate", "weight_decay", "max_grad_norm"):
+        for name in ("learning_rate", "base_learning_rate", "weight_decay", "max_grad_norm", "distill_coef"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)}: it must not be negative. Raise it.")
         if self.lr_schedule not in LR_SCHEDULES:

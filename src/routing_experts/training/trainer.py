@@ -19,8 +19,15 @@ from routing_experts.models.context import RoutingContext
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
+from routing_experts.models.options import KEEP_ALL
 from routing_experts.nn.gates import GateSettings
-from routing_experts.nn.losses import cross_entropy_per_example, roe_loss, skip_rate_per_example, sparsity_pressure
+from routing_experts.nn.losses import (
+    cross_entropy_per_example,
+    distillation_per_example,
+    roe_loss,
+    skip_rate_per_example,
+    sparsity_pressure,
+)
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses
 from routing_experts.training.parameters import optimizer_groups
@@ -118,38 +125,50 @@ class RoETrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over examples of CE, plus the sparsity loss where the stage routes."""
+        """The mean over examples of CE, with the sparsity loss and the distillation where the stage routes."""
         inputs = dict(inputs)
         labels, segment_ids = inputs.pop("labels"), inputs.pop("segment_ids")
         keys = inputs.pop("example_keys")
         gate = self.gate_settings()
-        if gate is None:
-            outputs = model(**inputs, use_cache=False)
-            cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
-            loss = cross_entropy_B.mean()
-            self._note(loss, cross_entropy_B, None)
-        else:
+        context = None
+        if gate is not None:
             whole = self.accelerator.unwrap_model(model)
-            context = routing_context(
-                whole, segment_ids, gate=gate, keys_B=keys, same_calls=bool(self.is_deepspeed_enabled)
-            )
-            outputs = model(**inputs, routing=context, use_cache=False)
-            cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
+            same_calls = bool(self.is_deepspeed_enabled)
+            context = routing_context(whole, segment_ids, gate=gate, keys_B=keys, same_calls=same_calls)
+        outputs = model(**inputs, use_cache=False, **({} if context is None else {"routing": context}))
+        cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
+        loss, parts = cross_entropy_B.mean(), {"ce": cross_entropy_B.mean()}
+        if context is not None:
             skip_LBQ = skip_weights(context)
-            roe = self.recipe.roe
-            skip_rate_B = skip_rate_per_example(skip_LBQ, context.valid_BQ)
-            loss = roe_loss(
-                cross_entropy_B,
-                skip_rate_B,
-                roe.target_skip_ratio,
-                roe.sparsity_loss_coef,
-                roe.ce_sharpness,
-                self._pressure(),
-            ).mean()
-            self._step_rates.append(skip_rate_B.detach().mean())
-            self._note(loss, cross_entropy_B, rates_by_layer(skip_LBQ, context.valid_BQ))
+            parts["rates"] = rates_by_layer(skip_LBQ, context.valid_BQ)
+            loss = self._routed_loss(cross_entropy_B, skip_rate_per_example(skip_LBQ, context.valid_BQ))
+        if context is not None and self.recipe.training.distill_coef:
+            dense_logits = self._dense_logits(model, inputs, segment_ids)
+            parts["distillation"] = distillation_per_example(outputs.logits, dense_logits, labels).mean()
+            loss = loss + self.recipe.training.distill_coef * parts["distillation"]
+        self._note(parts | {"total": loss})
         self._step_losses.add(cross_entropy_B, keys)
         return (loss, outputs) if return_outputs else loss
+
+    def _routed_loss(self, cross_entropy_B: Tensor, skip_rate_B: Tensor) -> Tensor:
+        """The mean over examples of CE and the sparsity loss."""
+        roe = self.recipe.roe
+        self._step_rates.append(skip_rate_B.detach().mean())
+        return roe_loss(
+            cross_entropy_B,
+            skip_rate_B,
+            roe.target_skip_ratio,
+            roe.sparsity_loss_coef,
+            roe.ce_sharpness,
+            self._pressure(),
+        ).mean()
+
+    def _dense_logits(self, model: nn.Module, inputs: dict[str, Tensor], segment_ids: Tensor) -> Tensor:
+        """The model's own predictions with all layers kept, as it is at this step."""
+        context = routing_context(self.accelerator.unwrap_model(model), segment_ids, KEEP_ALL)
+        with torch.no_grad():
+            logits: Tensor = model(**inputs, routing=context, use_cache=False).logits
+        return logits
 
     def _pressure(self) -> float | None:
         """Of the sparsity loss, from earlier steps alone: the same however a step's batch is divided."""
@@ -178,12 +197,10 @@ class RoETrainer(Trainer):
             logs = logs | self._drain()
         super().log(logs, start_time)
 
-    def _note(self, loss: Tensor, cross_entropy_B: Tensor, rates_L: Tensor | None) -> None:
-        entries = {"total": loss.detach(), "ce": cross_entropy_B.detach().mean()}
-        if rates_L is not None:
-            entries["rates"] = rates_L.detach()
-        for name, value in entries.items():
-            self.window[name] = self.window.get(name, 0) + value
+    def _note(self, parts: dict[str, Tensor]) -> None:
+        """Adds one batch's values to the window's sums."""
+        for name, value in parts.items():
+            self.window[name] = self.window.get(name, 0) + value.detach()
         self.window["batches"] = self.window.get("batches", 0) + 1
 
     def _drain(self) -> dict[str, float]:
@@ -192,6 +209,8 @@ class RoETrainer(Trainer):
         batches = window.pop("batches")
         window = self.accelerator.reduce(window, reduction="mean")  # of all processes; each saw as many batches
         logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
+        if "distillation" in window:
+            logs["distillation"] = float(window["distillation"] / batches)
         gate = self.gate_settings()
         if gate is not None and "rates" in window:
             model: Any = self.model

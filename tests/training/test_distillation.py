@@ -1,0 +1,60 @@
+"""Distillation: routed answers are drawn to those of the same model with nothing skipped."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from runs import quiet_run, recipe
+
+from routing_experts.models.convert import revert
+from routing_experts.nn.losses import distillation_per_example
+from routing_experts.training import run
+from routing_experts.training.trainer import RoETrainer
+
+COEF = 3.0
+
+
+@pytest.fixture
+def compared(monkeypatch) -> list[dict[str, float]]:
+    """Every step's logs, with the distance to a reverted copy of the model."""
+    steps: list[dict[str, float]] = []
+
+    class Compared(RoETrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            dense = revert(copy.deepcopy(self.accelerator.unwrap_model(model)))
+            kept = {name: value for name, value in inputs.items() if name not in ("labels", "segment_ids")}
+            kept.pop("example_keys")
+            with torch.no_grad():
+                dense_logits = dense(**kept, use_cache=False).logits
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            distance = distillation_per_example(outputs.logits, dense_logits, inputs["labels"]).mean()
+            steps.append({"expected": float(distance.detach())})
+            return loss
+
+        def log(self, logs: dict[str, float], *args: Any) -> None:
+            super().log(logs, *args)
+            if "loss" in logs:
+                steps[-1] |= self.state.log_history[-1]
+
+    monkeypatch.setattr(run, "RoETrainer", Compared)
+    return steps
+
+
+def test_the_distance_is_to_the_dense_path(compared, tmp_path):
+    """Guards what is compared: the weights of the step, with all layers kept, in every stage that routes."""
+    quiet_run(recipe(tmp_path / "with", steps=4, distill_coef=COEF))
+    assert len(compared) == 4
+    for step in compared:
+        assert step["distillation"] == pytest.approx(step["expected"], rel=1e-4, abs=1e-7)
+    assert any(step["distillation"] > 0 for step in compared)
+
+
+def test_it_adds_to_the_loss_alone(compared, tmp_path):
+    """Guards the objective: the first step's loss is the plain one and the weighted distance."""
+    quiet_run(recipe(tmp_path / "with", steps=3, distill_coef=COEF))
+    (first, *_) = compared
+    quiet_run(recipe(tmp_path / "without", steps=3))
+    plain = compared[3]
+    assert "distillation" not in plain
+    assert first["total_loss"] == pytest.approx(plain["total_loss"] + COEF * first["distillation"], rel=1e-5)
