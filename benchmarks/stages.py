@@ -61,16 +61,29 @@ def batch_of(vocabulary: int, turns: int) -> dict[str, Tensor]:
     }
 
 
-def stepper(recipe: Recipe, stage: Stage, model: Any, batch: dict[str, Tensor], folder: Path) -> Callable[[], float]:
-    """Seconds of one step of a stage."""
+def stepper(
+    recipe: Recipe, stage: Stage, model: Any, batch: dict[str, Tensor], folder: Path, foreach: bool | None = None
+) -> Callable[[], float]:
+    """Seconds of one step of a stage.
+
+    Args:
+        recipe, stage: what is trained.
+        model: it is, from random weights.
+        batch: the same in every step.
+        folder: of what the Trainer writes.
+        foreach: whether AdamW updates all parameters at once, as it does on GPUs.
+    """
     arguments = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True)
     trainer = Placed(recipe=recipe, stage=stage, model=model, args=arguments)
     trainer.place = BEGINNINGS.get(stage.name, 0.0)
-    freeze_all_but(model, stage.trains)
+    lora = recipe.lora is not None
+    freeze_all_but(model, stage.trains, lora)
     optimizer = trainer.create_optimizer()
+    for group in optimizer.param_groups:
+        group["foreach"] = foreach
 
     def step() -> float:
-        freeze_all_but(model, stage.trains)  # contenders share the routed model's weights
+        freeze_all_but(model, stage.trains, lora)  # contenders share the routed model's weights
         started = perf_counter()
         trainer.compute_loss(model, batch).backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)

@@ -21,12 +21,20 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Overrule a setting, e.g. --set training.steps=100.")
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Train nothing; count the memory of each stage, by ways to tune.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="For --estimate: how many train together.")] = 1,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="For --estimate: a dialogue's, pictures included; data.max_length.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Train a model by a recipe.
+    """Train a model by a recipe, or count what memory it would take.
 
     Example: roe train digits --output runs/mine --set training.batch_size=32
     """
+    from routing_experts.cli.memory import say_memory
     from routing_experts.cli.output import print_json, start
     from routing_experts.training.processes import is_main_process
     from routing_experts.training.recipe import load_recipe
@@ -39,6 +47,9 @@ def train(
         overrides["output"] = output
     settings = load_recipe(recipe, overrides)
     settings = tuned_base(settings) if dense else settings
+    if estimate:
+        say_memory(settings, processes, tokens, json, say)
+        return
     trained = run_training(settings, say.progress, restart)
     if not is_main_process():
         return

@@ -40,9 +40,9 @@ def fingerprint(model: Any) -> str:
     """A hash of some values of every base parameter, rounded to bfloat16: the same for a model and its bf16 copy.
 
     It tells fine-tuned bases from one another, which shapes do not; norms alone would not, since LoRA leaves them.
-    A quantised model's weights are nobody else's: its fingerprint is empty, and compares with nothing.
+    A quantised model's weights are nobody else's, and an outline has none: an empty fingerprint compares with nothing.
     """
-    if any(not parameter.dtype.is_floating_point for parameter in model.parameters()):
+    if any(parameter.is_meta or not parameter.dtype.is_floating_point for parameter in model.parameters()):
         return ""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

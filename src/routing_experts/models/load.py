@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from routing_experts.config import CONFIG_NAME, RoEConfig
@@ -54,9 +55,37 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
     Raises:
         CheckpointError: if there are no safetensors weights, or they cannot be read.
     """
+    source = resolve(name_or_path)
+    model_class, config = _class_of(source)
+    if random_init:
+        return _named(model_class(config), name_or_path)
+    if Path(source).is_dir() and not any(Path(source).glob("*.safetensors.index.json")):
+        check_no_pickle(Path(source), "model.safetensors")
+    try:
+        loaded = model_class.from_pretrained(source, **(kwargs | {"use_safetensors": True}))
+        return _named(loaded.eval(), name_or_path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{source} cannot be loaded ({error}): a file may be missing, cut short, or a renamed pickle "
+            "(model.safetensors or one of its parts). Restore the weights; pickles are never loaded."
+        ) from error
+
+
+def load_outline(name_or_path: str | Path) -> Any:
+    """A base model on the meta device: names and shapes of its configuration, no weights.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    model_class, config = _class_of(resolve(name_or_path))
+    with torch.device("meta"):
+        return _named(model_class(config), name_or_path)
+
+
+def _class_of(source: str) -> tuple[Any, Any]:
+    """The transformers class that a model's configuration names, and the configuration."""
     import transformers
 
-    source = resolve(name_or_path)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise CheckpointError(
             f"{source} has no config.json, so it is no model's folder. Give a model's folder or hub name."
@@ -71,18 +100,7 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
             f"{source}: its configuration names the class {config.architectures}, which transformers "
             f"{transformers.__version__} lacks. Use a model of a family that transformers has."
         )
-    if random_init:
-        return _named(model_class(config), name_or_path)
-    if Path(source).is_dir() and not any(Path(source).glob("*.safetensors.index.json")):
-        check_no_pickle(Path(source), "model.safetensors")
-    try:
-        loaded = model_class.from_pretrained(source, **(kwargs | {"use_safetensors": True}))
-        return _named(loaded.eval(), name_or_path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{source} cannot be loaded ({error}): a file may be missing, cut short, or a renamed pickle "
-            "(model.safetensors or one of its parts). Restore the weights; pickles are never loaded."
-        ) from error
+    return model_class, config
 
 
 def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:

@@ -26,7 +26,13 @@ HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
-    *("training.batch_size", "training.accumulation", "training.gradient_checkpointing", "training.sharding"),
+    *(
+        "training.batch_size",
+        "training.accumulation",
+        "training.records_a_step",
+        "training.gradient_checkpointing",
+        "training.sharding",
+    ),
 )
 
 

@@ -28,6 +28,7 @@ NAMED_STAGES = {
     "dense": DENSE_STAGE,
     "pretraining": PRETRAINING_STAGE,
 }
+QUANTIZATIONS = ("8bit", "4bit")
 REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
@@ -92,6 +93,7 @@ class TrainingSettings:
         steps: optimiser steps of the whole run, all stages together.
         batch_size: dialogues a process takes a step, before accumulation.
         accumulation: batches summed before a step.
+        records_a_step: dialogues of a step, over all processes; says what ``accumulation`` is then.
         learning_rate: of adapters, routers and routing tokens.
         base_learning_rate: of the base model's parameters.
         distill_coef: weight of the distance between the routed answers and the model's own with all layers kept, which
@@ -107,6 +109,7 @@ class TrainingSettings:
     steps: int = 600
     batch_size: int = 64
     accumulation: int = 1
+    records_a_step: int | None = None
     learning_rate: float = 4e-4
     base_learning_rate: float = 2e-6
     lr_schedule: str = "cosine"
@@ -124,7 +127,15 @@ class TrainingSettings:
     report_to: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "logging_steps", "save_steps", "save_total_limit"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "records_a_step",
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"training.{name}={value}: it is a count of at least 1. Raise it.")
@@ -144,6 +155,27 @@ class TrainingSettings:
             )
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"training.warmup_share={self.warmup_share}: a share of the run lies from 0 to below 1.")
+        if self.records_a_step is not None and self.accumulation != 1:
+            raise ConfigError(
+                "training.records_a_step and training.accumulation: the one says what the other is. Give one of them."
+            )
+
+    def accumulation_on(self, processes: int) -> int:
+        """Batches that each of so many processes sums before a step.
+
+        Raises:
+            ConfigError: if ``records_a_step`` cannot be divided so.
+        """
+        if self.records_a_step is None:
+            return self.accumulation
+        together = self.batch_size * processes
+        if self.records_a_step % together:
+            raise ConfigError(
+                f"training.records_a_step={self.records_a_step} on {processes} processes of "
+                f"batch_size={self.batch_size}: they take {together} dialogues at once, which does not divide it. "
+                "Change batch_size, or start another number of processes."
+            )
+        return self.records_a_step // together
 
 
 @dataclass(frozen=True)
@@ -157,6 +189,8 @@ class Recipe:
         stages: ``three`` (RoE, the paper's shares), ``short_warmup`` (RoE, 20 / 15 / 65 %), ``dense`` (fine-tune the
             base), ``pretraining``, or a list of stages.
         roe: the method's settings; ignored by stages without a gate.
+        lora: low-rank tuning of the base instead of full; merged into it at the end.
+        quantization: ``8bit`` or ``4bit`` for the decoder's frozen weights, with ``lora`` alone.
     """
 
     model: str
@@ -168,11 +202,29 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     lora: LoraSettings | None = None
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
+        self._check_quantization()
         if self.data.source == "digits" and not self.data.records:
             raise ConfigError("data.records is missing: the digits task is endless. Say how many records to train on.")
+
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
+            return
+        if self.quantization not in QUANTIZATIONS:
+            raise ConfigError(f"quantization={self.quantization!r}: it must be one of {', '.join(QUANTIZATIONS)}.")
+        if self.lora is None:
+            raise ConfigError(
+                f"quantization={self.quantization!r} with full tuning: packed weights take no gradients. Add "
+                "`lora: {}` to the recipe, or take `quantization` out."
+            )
+        if self.random_init:
+            raise ConfigError(
+                f"quantization={self.quantization!r} with random_init: only weights that are loaded can be packed. "
+                "Take one of them out."
+            )
 
     @property
     def is_routed(self) -> bool:

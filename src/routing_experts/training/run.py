@@ -19,14 +19,12 @@ import torch.distributed as dist
 from rich.console import Console
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainingArguments, set_seed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers import PrinterCallback, TrainingArguments
 
 from routing_experts.config import CONTROL_GATES
 from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.encode import Encoder
 from routing_experts.data.llava_json import load_records
-from routing_experts.data.markers import find_markers
 from routing_experts.errors import (
     CheckpointError,
     ConfigError,
@@ -36,19 +34,17 @@ from routing_experts.errors import (
     TrainingError,
 )
 from routing_experts.models.checkpoint import fingerprint
-from routing_experts.models.convert import convert, is_routed, retarget
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
-from routing_experts.training.lora import with_lora
+from routing_experts.training.making import is_trained_beside, make_model, merged
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.sharding import check_sharding, engine_arguments, is_sharded
-from routing_experts.training.state import whole_weights
 from routing_experts.training.trainer import RoETrainer, load_weights
 
 
@@ -123,7 +119,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     """Trains what is left to train in a folder that has begun."""
     last = last_complete(folder.checkpoints)
     processor = load_processor(recipe.model)
-    model = _make_model(recipe, processor)
+    model = make_model(recipe, processor)
     if is_main_process():
         folder.check_facts({"base": fingerprint(model)})
     sharded = is_sharded(recipe.training.sharding)
@@ -140,7 +136,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
                 if trainer is not None and last is not None and sharded:  # what it cut up stays in pieces
-                    model = _make_model(recipe, processor)
+                    model = make_model(recipe, processor)
                     load_weights(model, last)
                 callbacks = [bar, guard, journal, RateWatch(console, recipe, stage)]
                 trainer, last = _train_stage(recipe, stage, model, processor, dataset, callbacks, last)
@@ -158,24 +154,35 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Raises ``TrainingError`` for what an engine cannot do with a recipe; ``MissingExtraError`` for what it needs."""
+    """What can be known before a model is loaded: whether engine, processes and packages fit the recipe.
+
+    Raises:
+        ConfigError: if the processes do not divide a step.
+        TrainingError: for what an engine cannot do.
+        MissingExtraError: for a package that is not installed.
+    """
     if recipe.lora is not None:
         need("peft", "lora", "the recipe's `lora`")
     check_sharding(recipe.training.sharding)
     for name in recipe.training.report_to:
         if find_spec(name) is None:
             raise MissingExtraError(f"training.report_to: {name} is not installed. Run: pip install {name}")
-    if is_sharded(recipe.training.sharding) and recipe.lora is not None:
-        raise TrainingError(
-            "LoRA with sharded weights: merging into them is not supported yet. Take `lora` or `training.sharding` out "
-            "of the recipe."
-        )
+    if recipe.quantization is not None:
+        need("bitsandbytes", "quant", f"`quantization: {recipe.quantization}`")
+        if is_sharded(recipe.training.sharding):
+            raise TrainingError(
+                f"quantization={recipe.quantization!r} with sharded weights: packed weights cannot be shared out. Take "
+                "one of them out of the recipe; without `training.sharding` each process holds a quantised copy."
+            )
+    recipe.training.accumulation_on(num_processes())
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
     data, training = recipe.data, recipe.training
-    facts: dict[str, Any] = {"records_a_step": training.batch_size * training.accumulation * num_processes()}
+    facts: dict[str, Any] = {
+        "records_a_step": training.batch_size * training.accumulation_on(num_processes()) * num_processes()
+    }
     if data.source != "digits" and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
             facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -250,9 +257,10 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
     state = None
     if trainer is not None and trainer.is_sharded and trainer.optimizer is not None:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        state = whole_weights(trainer.engine, is_main_process())
-    if recipe.lora is not None:
-        model = model.merge_and_unload()
+        state = trainer.whole_weights()
+    if recipe.lora is not None and is_main_process():
+        trained = {n: value for n, value in (state or model.state_dict()).items() if is_trained_beside(n)}
+        model, state = merged(recipe, processor, trained), None
     model.eval()
     if is_main_process():
         try:
@@ -262,28 +270,6 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
         except (OSError, SafetensorError, CheckpointError) as error:
             raise unwritten(folder.model, folder.checkpoints, error) from error
     return Trained(model, processor, folder.model)
-
-
-def _make_model(recipe: Recipe, processor: Any) -> Any:
-    """The recipe's model before its first step: loaded, converted, with LoRA's updates; seeded anew each time."""
-    unset_hf_deepspeed_config()  # while a trainer's is in force, ZeRO-3 cuts weights up before they can be read
-    set_seed(recipe.training.seed)
-    model = _load(recipe)
-    roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
-    if recipe.is_routed and is_routed(model):
-        retarget(model, roe)
-    elif recipe.is_routed:
-        convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
-    return model if recipe.lora is None else with_lora(model, recipe.lora)
-
-
-def _load(recipe: Recipe) -> Any:
-    """The recipe's model in the precision that training keeps its weights in; a routed folder keeps its routers."""
-    half = recipe.lora is not None and recipe.training.precision == "bf16"  # the frozen base needs no master weights
-    dtype = torch.bfloat16 if half else torch.float32
-    if recipe.is_routed and not recipe.random_init and is_routed_folder(recipe.model):
-        return from_pretrained(recipe.model, dtype=dtype)
-    return load_base(recipe.model, recipe.random_init, dtype=dtype)
 
 
 def _check_size(num_records: int, recipe: Recipe) -> None:
@@ -310,7 +296,7 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
         output_dir=str(folder.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
+        gradient_accumulation_steps=settings.accumulation_on(num_processes()),
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
         save_strategy="steps" if settings.save_steps else "no",

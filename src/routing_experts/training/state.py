@@ -171,20 +171,22 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
-def whole_weights(engine: Engine, keep: bool) -> dict[str, Tensor]:
+def whole_weights(engine: Engine, keep: bool, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """The model's state dict on the host, in the optimiser's precision where that is higher.
 
     Args:
         engine: of all processes.
         keep: whether this one wants it; the others help, and get nothing.
+        wanted: by name, the same on all processes.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in engine.model.named_parameters():
-        value = engine.weight(parameter)
-        if keep:
-            weights[name] = value.to("cpu", copy=True)
+        if wanted(name):
+            value = engine.weight(parameter)
+            if keep:
+                weights[name] = value.to("cpu", copy=True)
     persistent = engine.model.state_dict() if keep else {}
-    buffers = {name: value for name, value in engine.model.named_buffers() if name in persistent}
+    buffers = {name: value for name, value in engine.model.named_buffers() if name in persistent and wanted(name)}
     return weights | {name: value.to("cpu") for name, value in buffers.items() if keep}
 
 

@@ -30,6 +30,8 @@ from routing_experts.nn.losses import (
 )
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses
+from routing_experts.training.lora import load_updates
+from routing_experts.training.making import is_trained_beside
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import Recipe
@@ -246,22 +248,32 @@ class RoETrainer(Trainer):
         """What holds weights and optimiser state, once training has begun."""
         return engine_of(self.accelerator.unwrap_model(self.model), self.optimizer)
 
+    def whole_weights(self) -> dict[str, Tensor]:
+        """Of sharded models, gathered by all processes for the main one: what trains, and what LoRA does not freeze."""
+        wanted = is_trained_beside if self._is_lora else (lambda name: True)
+        return whole_weights(self.engine, self.args.should_save, wanted)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The whole model, in the optimiser's precision; sharded weights are gathered by all processes."""
         if not self.is_sharded:
             super().save_model(output_dir, _internal_call)
             return
-        state = whole_weights(self.engine, self.args.should_save)
+        state = self.whole_weights()
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
+
+    @property
+    def _is_lora(self) -> bool:
+        return self.recipe.lora is not None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """peft saves its updates alone: the RoE parts go beside them."""
         super()._save(output_dir, state_dict)
-        model: Any = self.model
-        is_lora = hasattr(model, "get_base_model") and is_routed(model.get_base_model())
-        if is_lora and self.args.should_save:
-            save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)))
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if self._is_lora and self.recipe.is_routed and self.args.should_save:
+            prefix = "base_model.model."
+            state = state_dict and {name.removeprefix(prefix): value for name, value in state_dict.items()}
+            save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)), state)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, marked once it is whole; older ones go only then.
@@ -286,33 +298,32 @@ class RoETrainer(Trainer):
             keep_newest(checkpoints, self.recipe.training.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """See ``load_weights``; peft's part is the Trainer's to load."""
-        target: Any = model or self.model
-        if not hasattr(target, "get_base_model"):
-            load_weights(target, Path(resume_from_checkpoint))
-            return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if is_routed(target.get_base_model()):
-            load_parts(target.get_base_model(), Path(resume_from_checkpoint))
+        """See ``load_weights``."""
+        load_weights(model or self.model, Path(resume_from_checkpoint))
 
 
 def load_weights(model: Any, folder: Path) -> None:
     """Puts a checkpoint's weights into a whole model: the base's through transformers' own loading, and the RoE parts.
 
-    The Trainer would match saved names against the model's as they are, and skip what transformers renames.
+    The Trainer would match saved names against the model's as they are, and skip what transformers renames. Of a base
+    that LoRA tunes there are the updates alone.
 
     Raises:
         CheckpointError: if the checkpoint lacks a parameter of the model.
     """
-    report = model.load_state_dict(load_base(folder).state_dict(), strict=False)
-    missing = [name for name in report.missing_keys if not is_roe_key(name)]
-    if missing or report.unexpected_keys:
-        raise CheckpointError(
-            f"{folder} does not hold this model: missing {missing[:4]}, unexpected {report.unexpected_keys[:4]}. It "
-            "belongs to another recipe: give that one, or another output."
-        )
-    if is_routed(model):
-        load_parts(model, folder)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base is not model:
+        load_updates(model, folder)
+    else:
+        report = model.load_state_dict(load_base(folder).state_dict(), strict=False)
+        missing = [name for name in report.missing_keys if not is_roe_key(name)]
+        if missing or report.unexpected_keys:
+            raise CheckpointError(
+                f"{folder} does not hold this model: missing {missing[:4]}, unexpected {report.unexpected_keys[:4]}. "
+                "It belongs to another recipe: give that one, or another output."
+            )
+    if is_routed(base):
+        load_parts(base, folder)
 
 
 class _StepEnd(TrainerCallback):

@@ -1,0 +1,94 @@
+"""The model that a recipe trains: made before its first step, merged after its last."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from routing_experts.data.markers import find_markers
+from routing_experts.models.checkpoint import is_roe_key
+from routing_experts.models.convert import convert, is_routed, retarget
+from routing_experts.models.families import family_of
+from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline
+from routing_experts.training.lora import is_lora_key, with_lora
+from routing_experts.training.recipe import Recipe
+
+
+def make_model(recipe: Recipe, processor: Any) -> Any:
+    """Loaded, converted, with LoRA's updates; seeded anew each time."""
+    unset_hf_deepspeed_config()  # while a trainer's is in force, ZeRO-3 cuts weights up before they can be read
+    set_seed(recipe.training.seed)
+    model = _load(recipe)
+    roe = replace(recipe.roe, prompt_format=recipe.data.prompt_format)
+    if recipe.is_routed and is_routed(model):
+        retarget(model, roe)
+    elif recipe.is_routed:
+        convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
+    for name, parameter in model.named_parameters():
+        if is_roe_key(name):
+            parameter.data = parameter.data.float()  # what trains is kept in 32 bits, whatever the base is kept in
+    return model if recipe.lora is None else with_lora(model, recipe.lora)
+
+
+def merged(recipe: Recipe, processor: Any, trained: Mapping[str, Tensor]) -> Any:
+    """What LoRA trained, worked into the base's own weights: loaded anew, neither quantised nor shared out.
+
+    All of it in the precision of the base, so that it answers as it is.
+
+    Args:
+        recipe: of the run.
+        processor: the base's.
+        trained: LoRA's updates and the RoE parts, by name.
+    """
+    model = make_model(replace(recipe, quantization=None), processor)
+    report = model.load_state_dict(trained, strict=False)
+    lacking = [name for name in report.missing_keys if is_trained_beside(name)]
+    assert not lacking, lacking
+    assert not report.unexpected_keys, report.unexpected_keys
+    model = model.merge_and_unload()
+    return model.to(model.get_input_embeddings().weight.dtype)
+
+
+def is_trained_beside(name: str) -> bool:
+    """Whether a parameter trains beside a base that LoRA leaves frozen."""
+    return is_lora_key(name) or is_roe_key(name)
+
+
+def _load(recipe: Recipe) -> Any:
+    """The recipe's model in the precision that training keeps its weights in; a routed folder keeps its routers."""
+    half = recipe.lora is not None and recipe.training.precision == "bf16"  # the frozen base needs no master weights
+    dtype = torch.bfloat16 if half else torch.float32
+    settings: dict[str, Any] = {"dtype": dtype}
+    if recipe.quantization is not None:
+        settings["quantization_config"] = quantization_config(recipe, dtype)
+    if recipe.is_routed and not recipe.random_init and is_routed_folder(recipe.model):
+        return from_pretrained(recipe.model, **settings)
+    return load_base(recipe.model, recipe.random_init, **settings)
+
+
+def quantization_config(recipe: Recipe, dtype: torch.dtype) -> Any:
+    """bitsandbytes' settings: 8 bits, or NF4 with quantised scales (Dettmers et al., 2023), of the decoder's layers.
+
+    Args:
+        recipe: whose base is quantised.
+        dtype: that layers compute in.
+    """
+    from transformers import BitsAndBytesConfig
+
+    outline = load_outline(recipe.model)
+    within = {id(module) for layer in family_of(outline).decoder_layers(outline) for module in layer.modules()}
+    linear = [(name, module) for name, module in outline.named_modules() if isinstance(module, torch.nn.Linear)]
+    others = [name for name, module in linear if id(module) not in within]
+    if recipe.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=others)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=others,
+    )

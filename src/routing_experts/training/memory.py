@@ -1,0 +1,267 @@
+"""What a stage needs of a device's memory, counted before anything is loaded.
+
+Weights, gradients and optimiser state follow from names and shapes. Activations are counted by running one batch
+through forward and backward on tensors without data, and adding up what is alive at a time. Soft gates are counted,
+which compute and keep both paths of every layer: hard ones need less.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from routing_experts.errors import ConfigError
+from routing_experts.models.context import RoutingContext
+from routing_experts.models.convert import convert
+from routing_experts.models.families import family_of
+from routing_experts.models.load import load_outline
+from routing_experts.nn.gates import GateSettings
+from routing_experts.training.lora import with_lora
+from routing_experts.training.making import is_trained_beside
+from routing_experts.training.parameters import freeze_all_but
+from routing_experts.training.recipe import QUANTIZATIONS, LoraSettings, Recipe
+from routing_experts.training.schedule import Stage
+from routing_experts.training.sharding import FSDP
+
+PACKED_BITS = {"8bit": 8.0, "4bit": 4.127}  # NF4 with scales in eight bits, a block of 64 each, and theirs
+GIB = 2**30
+WHOLE, HALF = 4, 2  # bytes a number in 32 and in 16 bits
+MOMENTS = 2
+GATHERED_LAYERS = 2  # the one at work, and the next one, fetched ahead
+STEP_SCRATCH = 1  # numbers a trained parameter that AdamW on a GPU holds beside its state during the step
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on one device at a stage's peak.
+
+    Attributes:
+        method: how the base is tuned: ``full``, ``lora``, ``lora, 8bit``, ``lora, 4bit``.
+        stage: name.
+        trained: parameters that train.
+        weights: of the model; whole layers that are gathered for a moment, where processes share them out, included.
+        gradients: of what trains.
+        optimizer: moments, and 32-bit weights where the model computes with others.
+        activations: all else that a step holds at once.
+    """
+
+    method: str
+    stage: str
+    trained: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def methods_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe's own way of tuning the base, and the others, by name."""
+    lora = recipe.lora or LoraSettings()
+    ways = {
+        "full": replace(recipe, lora=None, quantization=None),
+        "lora": replace(recipe, lora=lora, quantization=None),
+    }
+    if recipe.training.sharding is None:
+        ways |= {
+            f"lora, {bits}": replace(recipe, lora=lora, random_init=False, quantization=bits) for bits in QUANTIZATIONS
+        }
+    return ways
+
+
+def own_method(recipe: Recipe) -> str:
+    """Which of ``methods_of`` the recipe is."""
+    name = "full" if recipe.lora is None else "lora"
+    return f"{name}, {recipe.quantization}" if recipe.quantization else name
+
+
+def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> Iterator[StageMemory]:
+    """Every stage's memory by every method.
+
+    Args:
+        recipe: its model's configuration is read, not its weights.
+        processes: that share out what ``training.sharding`` says.
+        tokens: of a dialogue, pictures included; the data's ``max_length`` by default.
+
+    Raises:
+        ConfigError: for a DeepSpeed file, whose stage is not looked up.
+        CheckpointError: if there is no such model.
+    """
+    sharding = recipe.training.sharding
+    if sharding not in (None, "zero2", "zero3", "zero3_offload", FSDP):
+        raise ConfigError(
+            f"training.sharding={sharding!r}: memory is counted for zero2, zero3, zero3_offload and fsdp2. Estimate "
+            "with the one of them that your file is like."
+        )
+    length = tokens or recipe.data.max_length
+    counted: dict[tuple[bool, str], float] = {}
+    for method, way in methods_of(recipe).items():
+        for stage in recipe.stages:
+            model = _outline(way)
+            freeze_all_but(model, stage.trains, lora=way.lora is not None)
+            kept = _kept(method, way, stage, model, processes)
+            key = (
+                way.lora is not None,
+                stage.name,
+            )  # packed weights are unpacked to compute with: the same activations
+            if key not in counted:
+                counted[key] = _activation_bytes(model, way, stage, length)
+            yield replace(kept, activations=max(kept.activations, counted[key]))
+
+
+def _kept(method: str, recipe: Recipe, stage: Stage, model: Any, processes: int) -> StageMemory:
+    """All but what a step holds for a moment; of that, the optimiser's scratch."""
+    settings = recipe.training
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = _weight_bytes(model, recipe)
+    # What trains is kept in 32 bits; DeepSpeed computes in 16 and keeps 32-bit copies beside the moments.
+    copies = settings.precision == "bf16" and settings.sharding not in (None, FSDP)
+    gradients = trained * (HALF if copies else WHOLE)
+    optimizer = trained * WHOLE * (MOMENTS + copies)
+    scratch = trained * WHOLE * STEP_SCRATCH
+    if settings.sharding is None:
+        return StageMemory(method, stage.name, trained, weights, gradients, optimizer, scratch)
+    offloads = settings.sharding == "zero3_offload"  # the host holds shards and updates them
+    if settings.sharding != "zero2":
+        fetched = GATHERED_LAYERS * max(_bytes_of(layer) for layer in _layers(model))
+        weights = fetched + (0.0 if offloads else weights / processes)
+    shared = [0.0 if offloads else value / processes for value in (optimizer, scratch)]
+    return StageMemory(method, stage.name, trained, weights, gradients / processes, *shared)
+
+
+def _outline(recipe: Recipe) -> Any:
+    """The model as the recipe would make it, on the meta device."""
+    model = load_outline(recipe.model)
+    with torch.device("meta"):
+        if recipe.is_routed:
+            convert(model, recipe.roe)
+        half = recipe.training.precision == "bf16" and (recipe.lora is not None or recipe.training.sharding is not None)
+        model.to(torch.bfloat16 if half else torch.float32)
+        if recipe.lora is not None:
+            model = with_lora(model, recipe.lora)
+    if half and recipe.training.sharding is None:
+        for name, parameter in model.named_parameters():
+            if is_trained_beside(name):
+                parameter.data = parameter.data.float()
+    return model
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return family_of(base).decoder_layers(base)
+
+
+def _weight_bytes(model: nn.Module, recipe: Recipe) -> float:
+    """Of the whole model; the decoder's linear layers packed where the recipe quantises them."""
+    total = _bytes_of(model)
+    if recipe.quantization is None:
+        return total
+    bits = PACKED_BITS[recipe.quantization]
+    for layer in _layers(model):
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear) and not is_trained_beside(f"{name}."):
+                total += module.weight.numel() * bits / 8 - module.weight.nbytes
+    return total
+
+
+def _bytes_of(module: nn.Module) -> float:
+    return float(sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())))
+
+
+def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int) -> float:
+    """What forward and backward of one batch hold at once beside weights and all gradients."""
+    settings = recipe.training
+    model.train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    autocast = settings.precision == "bf16" and settings.sharding is None
+    accumulates = settings.accumulation > 1 or settings.records_a_step is not None
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model = model.to_empty(device="cpu")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        ids = torch.zeros(settings.batch_size, length, dtype=torch.int64)
+        with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+            for parameter in trained if accumulates else ():
+                parameter.grad = torch.zeros_like(parameter)
+            _loss(model, ids, stage).backward()
+    # Without accumulation gradients come as activations go.
+    return max(0.0, float(live.peak - sum(parameter.nbytes for parameter in trained)))
+
+
+def _loss(model: Any, ids: Tensor, stage: Stage) -> Tensor:
+    """The objective's largest parts, for dialogues of one turn: soft gates, and cross-entropy over the second half."""
+    answers = ids.shape[1] // 2
+    context = {} if stage.gate == "none" else {"routing": _soft_context(model, ids)}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    embeds = base.get_input_embeddings()(ids)
+    logits = base(inputs_embeds=embeds, use_cache=False, **context).logits
+    scored = logits[:, -answers:].float()
+    loss = nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, -answers:].flatten())
+    if context:
+        loss = loss + torch.stack([w[..., 1].mean() for w in context["routing"].weights.values()]).mean()
+    return loss
+
+
+def _soft_context(model: Any, ids: Tensor) -> RoutingContext:
+    """Of one turn a dialogue; nothing in it is looked at on the host."""
+    batch, length = ids.shape
+    visible = torch.ones(batch, 2, length + 2, dtype=torch.bool)
+    turns = torch.ones(batch, length, dtype=torch.int64)
+    first = torch.zeros(batch, dtype=torch.int64)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return RoutingContext(
+        visible,
+        turns,
+        torch.ones(batch, 1, dtype=torch.bool),
+        first,
+        gate=GateSettings("softmax"),
+        layout=base.roe_config.layout,
+        same_calls=True,
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make, for as long as something holds them.
+
+    Args:
+        others: tensors that are not counted.
+
+    Attributes:
+        now, peak: bytes.
+    """
+
+    def __init__(self, others: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self.count(value)
+        return out
+
+    def count(self, tensor: Tensor) -> None:
+        """Takes a tensor in, unless its storage is known."""
+        storage: Any = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(storage)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
