@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from routing_experts.errors import ReportError
-from routing_experts.records import LogLine, Results, TrainingLog, environment, read_log
+from routing_experts.records import LogLine, Results, TrainingLog, environment, read_log, seconds_left
 
 RESULTS = {
     "base": {"accuracy": 0.9},
@@ -153,6 +153,25 @@ def test_a_torn_last_line_is_left_out_and_does_not_stay_behind(tmp_path: Path):
     with TrainingLog(path) as log:
         log.append(log_line(20))
     assert [line.step for line in read_log(path)] == [10, 20]
+
+
+def test_a_log_from_before_tokens_were_counted_is_read(tmp_path: Path):
+    """Guards runs that an older version logged, and one that it began and this one goes on with."""
+    path = tmp_path / "log.jsonl"
+    older = {name: value for name, value in log_line(10).to_dict().items() if name != "tokens_per_second"}
+    path.write_text(json.dumps(older) + "\n", encoding="utf-8")
+    assert read_log(path) == [log_line(10, tokens_per_second=None)]
+    with TrainingLog(path) as log:
+        log.append(log_line(20, tokens_per_second=1234.5))
+    assert [line.tokens_per_second for line in read_log(path)] == [None, 1234.5]
+
+
+def test_the_time_left_follows_the_marks_alone():
+    """Guards runs that go on at step 500: their first 500 steps took none of these seconds."""
+    assert seconds_left([(500, 40.0), (510, 60.0)], 1000) == pytest.approx(490 * 2.0)
+    assert seconds_left([(990, 0.0), (1000, 5.0)], 1000) == 0
+    assert seconds_left([], 1000) is None
+    assert seconds_left([(500, 40.0)], 1000) is None
 
 
 def test_a_broken_line_within_the_log_is_named_by_number(tmp_path: Path):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from test_reports import results_values, write_gallery, write_log
 
-from routing_experts.records import LOG_NAME, StudyRecord, StudyRun
-from routing_experts.reports import write_comparison, write_report, write_study_report
+from routing_experts.records import LOG_NAME, StudyRecord, StudyRun, TrainingLog, read_log
+from routing_experts.reports import ProgressPage, write_comparison, write_report, write_study_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -81,12 +81,20 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "run": write_report(first),
         "comparison": write_comparison([first, second], folder / "both"),
         "study": write_study_report(study_folder(folder / "study")),
+        "progress": progress_page(folder / "training"),
     }
+
+
+def progress_page(folder: Path) -> Path:
+    write_log(folder / LOG_NAME)
+    page = ProgressPage(folder, every=60)
+    page.renew()
+    return page.path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", SCREENS)
-@pytest.mark.parametrize("kind", ["run", "comparison", "study"])
+@pytest.mark.parametrize("kind", ["run", "comparison", "study", "progress"])
 def test_a_page_is_whole_in_the_browser(kind, screen, scheme, browser, pages):
     """Guards what its reader sees: every picture loads, nothing overflows, the ground follows the scheme."""
     width, height = SCREENS[screen]
@@ -100,7 +108,7 @@ def test_a_page_is_whole_in_the_browser(kind, screen, scheme, browser, pages):
     assert complaints == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     pictures = tab.eval_on_selector_all("img", "all => all.map(one => one.complete && one.naturalWidth > 0)")
-    assert len(pictures) >= 2
+    assert len(pictures) >= (1 if kind == "progress" else 2)
     assert all(pictures)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate("document.querySelector('h1').getBoundingClientRect().height") > 20
@@ -116,4 +124,28 @@ def test_routes_are_told_to_those_who_do_not_see_them(browser, pages):
     labels = tab.eval_on_selector_all(".route", "all => all.map(one => one.getAttribute('aria-label'))")
     assert labels
     assert all(label.startswith("Runs layers") for label in labels)
+    tab.close()
+
+
+def test_an_open_tab_renews_itself(browser, tmp_path):
+    """Guards the page of a run that trains: what was written since is shown without a click, from the disk alone."""
+    write_log(tmp_path / "whole.jsonl")
+    lines = read_log(tmp_path / "whole.jsonl")
+    page = ProgressPage(tmp_path, every=1)
+    tab = browser.new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    with TrainingLog(tmp_path / LOG_NAME) as log:
+        log.append(lines[0])
+        page.renew()
+        tab.goto(page.path.as_uri())
+        assert "step 1 of 30" in tab.inner_text("h1")
+        log.append(lines[1])
+        page.renew()
+        tab.wait_for_function("document.querySelector('h1').innerText.includes('step 2 of 30')", timeout=10000)
+    page.close(is_finished=True)
+    tab.wait_for_function("document.body.innerText.includes('The run is finished')", timeout=10000)
+    asked.clear()
+    tab.wait_for_timeout(1500)
+    assert asked == []  # it rests
     tab.close()

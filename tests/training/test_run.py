@@ -61,7 +61,7 @@ def copy_as_unfinished(source: Path, target: Path) -> None:
 
 
 def without_seconds(folder: Path) -> list[Any]:
-    return [replace(line, seconds=0.0) for line in log(folder)]
+    return [replace(line, seconds=0.0, tokens_per_second=None) for line in log(folder)]
 
 
 def test_a_run_leaves_model_log_and_curves(finished):

@@ -3,7 +3,7 @@
 from routing_experts.records.bench import BENCH_NAME, BenchCase, BenchRecord, Counted, Served
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, save_json, write_text
 from routing_experts.records.environment import environment
-from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log
+from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log, seconds_left
 from routing_experts.records.results import (
     BUDGET_NAME,
     CALIBRATION_NAME,
@@ -69,5 +69,6 @@ __all__ = [
     "load_json",
     "read_log",
     "save_json",
+    "seconds_left",
     "write_text",
 ]

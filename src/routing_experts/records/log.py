@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,12 @@ LOG_NAME = "log.jsonl"
 
 @dataclass(frozen=True)
 class LogLine(Entry):
-    """One line of the training log. What a dense stage does not have is None, and so is a value that was not finite."""
+    """One line of the training log. What a dense stage does not have is None, and so is a value that was not finite.
+
+    Attributes:
+        tokens_per_second: ordinary tokens of all processes, padding left out, over the wall time since the line
+            before; None in older logs.
+    """
 
     step: Count
     progress: Share
@@ -29,6 +35,28 @@ class LogLine(Entry):
     learning_rate: float
     layer_skip_rates: list[Share] | None
     seconds: Seconds
+    tokens_per_second: float | None = None
+
+    @property
+    def annealed_temperature(self) -> float | None:
+        """The gate's temperature where one is annealed; that of hard gates stays 1, which says nothing."""
+        return None if self.temperature == 1.0 else self.temperature
+
+
+def seconds_left(marks: Sequence[tuple[int, float]], steps: int) -> float | None:
+    """What is left of a run at the pace of its latest steps.
+
+    Args:
+        marks: steps and the seconds at which they were done, the latest last.
+        steps: of the whole run.
+
+    Returns:
+        Seconds; None while the marks span no step.
+    """
+    if not marks or marks[-1][0] <= marks[0][0]:
+        return None
+    (first, began), (last, ended) = marks[0], marks[-1]
+    return (ended - began) / (last - first) * max(0, steps - last)
 
 
 class TrainingLog(AbstractContextManager["TrainingLog"]):

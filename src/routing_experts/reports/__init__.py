@@ -4,11 +4,13 @@ from routing_experts.reports.bench import bench_markdown, print_bench, write_ben
 from routing_experts.reports.compare import write_comparison
 from routing_experts.reports.folder import write_folder_report
 from routing_experts.reports.html import write_report
+from routing_experts.reports.progress import ProgressPage
 from routing_experts.reports.study import print_study, study_markdown, write_study_report
 from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_budget, print_results, results_markdown
 
 __all__ = [
+    "ProgressPage",
     "bench_markdown",
     "calibration_line",
     "print_bench",

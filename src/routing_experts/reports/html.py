@@ -87,9 +87,6 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawing]:
-    stages = ", ".join(stage.replace("_", " ") for stage, _ in groupby(line.stage for line in log))
-    window = smoothing_window(len(log))
-    lost = sum(line.ce is None for line in log)
     return [
         drawing_of(
             folder,
@@ -110,16 +107,7 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
             "Accuracy against layers skipped. "
             + "; ".join(f"{percent(one.accuracy)} at {percent(one.skip_rate)} skipped" for one in results.sweep),
         ),
-        drawing_of(
-            folder,
-            "training",
-            partial(draw_training, log) if log else None,
-            "Training from left to right through its stages."
-            + (f" Thin: every logged value; thick: moving mean of {window}." if window > 1 else "")
-            + (f" Cross-entropy was absent or not finite in {lost} of {len(log)} lines." if lost else ""),
-            f"Not drawn: the run has no {LOG_NAME}, or an empty one.",
-            f"Cross-entropy and skip rate by step; stages: {stages}.",
-        ),
+        training_drawing(folder, log),
         drawing_of(
             folder,
             "routes",
@@ -132,6 +120,23 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
             ),
         ),
     ]
+
+
+def training_drawing(folder: Path, log: list[LogLine]) -> Drawing:
+    """The curves of a training log, however long it is so far."""
+    stages = ", ".join(stage.replace("_", " ") for stage, _ in groupby(line.stage for line in log))
+    window = smoothing_window(len(log))
+    lost = sum(line.ce is None for line in log)
+    return drawing_of(
+        folder,
+        "training",
+        partial(draw_training, log) if log else None,
+        "Training from left to right through its stages."
+        + (f" Thin: every logged value; thick: moving mean of {window}." if window > 1 else "")
+        + (f" Cross-entropy was absent or not finite in {lost} of {len(log)} lines." if lost else ""),
+        f"Not drawn: the run has no {LOG_NAME}, or an empty one.",
+        f"Cross-entropy and skip rate by step; stages: {stages}.",
+    )
 
 
 def _exhibits(run_dir: Path, results: Results) -> list[Exhibit]:

@@ -134,7 +134,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
         with InterruptGuard() as guard, TrainingLog(folder.log) as log:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
-                journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started)
+                journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started, bar.show)
                 if trainer is not None and last is not None and sharded:  # what it cut up stays in pieces
                     model = make_model(recipe, processor)
                     load_weights(model, last)

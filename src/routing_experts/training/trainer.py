@@ -4,6 +4,7 @@ Shapes: B examples, T tokens, Q turns, L routed layers.
 """
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class RoETrainer(Trainer):
         **kwargs: the Trainer's own.
 
     Attributes:
-        window: sums since the last log, of this process: loss parts, skip rates by layer, batches.
+        window: sums since the last log, of this process: loss parts, skip rates by layer, tokens, batches.
         mean_skip_rate: of the routed layers, averaged over the last steps of all processes; None before the first.
     """
 
@@ -62,6 +63,7 @@ class RoETrainer(Trainer):
         self.recipe, self.stage = recipe, stage
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples already; accumulation averages it
         self.window: dict[str, Any] = {}
+        self.window_began = time.monotonic()
         self.mean_skip_rate: float | None = None
         self._step_rates: list[Tensor] = []
         model: Any = self.model
@@ -131,6 +133,7 @@ class RoETrainer(Trainer):
         inputs = dict(inputs)
         labels, segment_ids = inputs.pop("labels"), inputs.pop("segment_ids")
         keys = inputs.pop("example_keys")
+        num_tokens = inputs["attention_mask"].sum()  # stays on the device until it is logged
         gate = self.gate_settings()
         context = None
         if gate is not None:
@@ -139,7 +142,7 @@ class RoETrainer(Trainer):
             context = routing_context(whole, segment_ids, gate=gate, keys_B=keys, same_calls=same_calls)
         outputs = model(**inputs, use_cache=False, **({} if context is None else {"routing": context}))
         cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
-        loss, parts = cross_entropy_B.mean(), {"ce": cross_entropy_B.mean()}
+        loss, parts = cross_entropy_B.mean(), {"ce": cross_entropy_B.mean(), "tokens": num_tokens}
         if context is not None:
             skip_LBQ = skip_weights(context)
             parts["rates"] = rates_by_layer(skip_LBQ, context.valid_BQ)
@@ -206,9 +209,11 @@ class RoETrainer(Trainer):
         self.window["batches"] = self.window.get("batches", 0) + 1
 
     def _drain(self) -> dict[str, float]:
-        """The window's means; a fresh window begins."""
+        """The window's means, and its tokens by second of wall time; a fresh window begins."""
         window, self.window = self.window, {}
         batches = window.pop("batches")
+        num_tokens = int(self.accelerator.reduce(window.pop("tokens"), reduction="sum"))  # waits for the device
+        began, self.window_began = self.window_began, time.monotonic()
         window = self.accelerator.reduce(window, reduction="mean")  # of all processes; each saw as many batches
         logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
         if "distillation" in window:
@@ -335,6 +340,7 @@ class _StepEnd(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint's state brings the saving and logging steps of the run that wrote it; this run's count."""
         state.compute_steps(args, state.max_steps)
+        self.trainer.window_began = time.monotonic()  # building the trainer and its engine is no part of training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the step."""
