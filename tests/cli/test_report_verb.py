@@ -108,8 +108,8 @@ def test_a_run_that_was_evaluated_keeps_its_report(roe, begun, between_looks):
 @pytest.mark.parametrize(
     ("words", "taught"),
     [
-        (["--follow", "--compare"], "--follow and --compare"),
-        (["--follow", "--json"], "--follow and --json"),
+        (["--follow", "--compare"], "--compare several afterwards"),
+        (["--follow", "--json"], "read the run's log.jsonl"),
         (["--follow", "other"], "these are 2 folders"),
         (["--every", "5"], "--every is for --follow"),
         (["--follow", "--every", "0"], "--every"),

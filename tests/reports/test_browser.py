@@ -142,9 +142,9 @@ def test_an_open_tab_renews_itself(browser, tmp_path):
         assert "step 1 of 30" in tab.inner_text("h1")
         log.append(lines[1])
         page.renew()
-        tab.wait_for_function("document.querySelector('h1').innerText.includes('step 2 of 30')", timeout=10000)
+        tab.locator("h1", has_text="step 2 of 30").wait_for(timeout=10000)
     page.close(is_finished=True)
-    tab.wait_for_function("document.body.innerText.includes('The run is finished')", timeout=10000)
+    tab.get_by_text("The run is finished").wait_for(timeout=10000)
     asked.clear()
     tab.wait_for_timeout(1500)
     assert asked == []  # it rests

@@ -92,14 +92,14 @@ def test_a_line_that_is_being_written_is_left_for_later(lines, drawn, tmp_path):
 
 
 def test_tiles_say_what_the_last_line_says(lines, drawn, tmp_path):
-    """Guards figures and time left: ten steps of the last stage at a second each, no pace from the stages before."""
+    """Guards figures and time left: the last stage took a second a step, the one before it a hundred."""
     slow = [replace(line, seconds=100 * line.seconds) for line in lines[:10]]
     later = [replace(line, seconds=1000 + line.seconds, temperature=0.25, tokens_per_second=4321.4) for line in lines]
     grow(tmp_path, [*slow, *later[10:16]])
     page = ProgressPage(tmp_path, every=1)
     page.renew()
     text = text_of(page)
-    for part in ("53.3\N{NO-BREAK SPACE}%", "about 14 s left", "16 min 56 s", "0.062", "gate temperature 0.25"):
+    for part in ("53.3\N{NO-BREAK SPACE}%", "about 14 s left", "0:16:56", "0.062", "gate temperature 0.25"):
         assert " ".join(part.split()) in text
     assert "layers skipped 23.8 % target 30.0 %" in text
     assert "tokens a second 4,321" in text

@@ -38,10 +38,12 @@ def report(
         raise typer.BadParameter("--output is for --compare: a run's report stays in the run's folder.")
     if every is not None and not follow:
         raise typer.BadParameter("--every is for --follow: without it the page is written once.")
-    if follow and (compare or json):
+    if follow and compare:
+        raise typer.BadParameter("--follow shows one run while it trains, --compare several afterwards: leave one out.")
+    if follow and json:
         raise typer.BadParameter(
-            f"--follow and {'--compare' if compare else '--json'} contradict each other: a page that is renewed while "
-            "its run trains is of one run, and has no end to be told before. Leave one out."
+            "--follow has no result for programs: read the run's log.jsonl, which grows as it trains, or leave --json "
+            "out."
         )
     if follow and len(folders) > 1:
         raise typer.BadParameter(

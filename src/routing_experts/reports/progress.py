@@ -59,7 +59,7 @@ class ProgressPage:
         """
         log = read_log(self.run_dir / LOG_NAME) if self._log_state() is not None else []
         if log:
-            finished = "The run is finished; it was not evaluated yet, which roe evaluate does."
+            finished = "The run is finished; roe evaluate and roe report put what it reached in this page's place."
             self._write(log, finished if is_finished else "This page follows the run no longer.", None)
         return bool(log)
 
@@ -93,6 +93,12 @@ def _steps(line: LogLine) -> int:
     return round(line.step / line.progress) if line.progress else line.step
 
 
+def _clock(seconds: float) -> str:
+    """As ``123:05:09``: a tile has no room for words."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 def _tiles(log: list[LogLine]) -> list[tuple[str, str, str]]:
     """What the last line says; what it has no value for has no tile."""
     last = log[-1]
@@ -101,13 +107,13 @@ def _tiles(log: list[LogLine]) -> list[tuple[str, str, str]]:
     left_words = "time left not known yet" if left is None else f"about {duration(left)} left"
     tiles = [
         ("done", percent(last.progress), left_words if last.progress < 1 else "all steps"),
-        ("elapsed", duration(last.seconds), "training alone"),
-        ("cross-entropy", NONE if last.ce is None else f"{last.ce:.3f}", "nats a token"),
+        ("elapsed", _clock(last.seconds), "training alone"),
+        ("cross-entropy", NONE if last.ce is None else f"{last.ce:.3f}", "nats"),
     ]
     if last.skip_rate is not None and last.target_skip_ratio is not None:
         tiles.append(("layers skipped", percent(last.skip_rate), f"target {percent(last.target_skip_ratio)}"))
     if last.annealed_temperature is not None:
-        tiles.append(("gate temperature", f"{last.annealed_temperature:.3g}", "annealed"))
+        tiles.append(("gate temperature", f"{last.annealed_temperature:.2g}", "annealed"))
     if last.tokens_per_second is not None:
         tiles.append(("tokens a second", f"{last.tokens_per_second:,.0f}", "of all processes"))
     return tiles

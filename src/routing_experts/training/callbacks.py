@@ -160,7 +160,7 @@ def figures_of(line: LogLine) -> str:
     if line.skip_rate is not None and line.target_skip_ratio is not None:
         parts.append(f"skips {line.skip_rate:.1%} (target {line.target_skip_ratio:.1%})")
     if line.annealed_temperature is not None:
-        parts.append(f"temperature {line.annealed_temperature:.3g}")
+        parts.append(f"temperature {line.annealed_temperature:.2g}")
     if line.tokens_per_second is not None:
         parts.append(f"{line.tokens_per_second:,.0f} tokens/s")
     return " · ".join(parts)
