@@ -98,9 +98,10 @@ def follow_run(folder: Path, every: float, say: Output) -> Path:
             time.sleep(every)
     except KeyboardInterrupt:
         pass  # how following ends while the run goes on
-    if run.is_finished and (folder / RESULTS_NAME).is_file():
+    is_finished = run.is_finished
+    if is_finished and (folder / RESULTS_NAME).is_file():
         return write_folder_report(folder)
-    if not page.close(run.is_finished):
+    if not page.close(is_finished):
         raise ReportError(
             f"{folder / LOG_NAME} has no line, so there is no page: a run logs every training.logging_steps "
             "steps. Lower it, or follow the run until its first line."

@@ -19,8 +19,8 @@ class LogLine(Entry):
     """One line of the training log. What a dense stage does not have is None, and so is a value that was not finite.
 
     Attributes:
-        tokens_per_second: ordinary tokens of all processes, padding left out, over the wall time since the line
-            before; None in older logs.
+        tokens_per_second: ordinary tokens of all processes, padding left out, over the wall time since the stage's
+            line before, or since the stage began; None in older logs.
     """
 
     step: Count

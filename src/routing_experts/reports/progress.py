@@ -44,7 +44,8 @@ class ProgressPage:
         state = self._log_state()
         if state is None or state == self._drawn or not (log := read_log(self.run_dir / LOG_NAME)):
             return False
-        self._write(log, f"This page follows the log and looks for more every {self.every:g} s.", self.every)
+        note = f"This page follows the log and looks for more every {self.every:g} s."
+        self._write(log, state, note, refresh=math.ceil(self.every))
         self._drawn = state
         return True
 
@@ -57,30 +58,30 @@ class ProgressPage:
         Returns:
             Whether there was a line to show.
         """
-        log = read_log(self.run_dir / LOG_NAME) if self._log_state() is not None else []
-        if log:
-            finished = "The run is finished; roe evaluate and roe report put what it reached in this page's place."
-            self._write(log, finished if is_finished else "This page follows the run no longer.", None)
-        return bool(log)
+        state = self._log_state()
+        if state is None or not (log := read_log(self.run_dir / LOG_NAME)):
+            return False
+        finished = "The run is finished; roe evaluate and roe report put what it reached in this page's place."
+        self._write(log, state, finished if is_finished else "This page follows the run no longer.", refresh=None)
+        return True
 
     def _log_state(self) -> tuple[int, int] | None:
-        """What changes with every line, and with a log that begins anew; None without a log."""
+        """When the log was written last, in nanoseconds, and its bytes; None without a log."""
         try:
             status = (self.run_dir / LOG_NAME).stat()
         except FileNotFoundError:
             return None
         return status.st_mtime_ns, status.st_size
 
-    def _write(self, log: list[LogLine], note: str, refresh: float | None) -> None:
-        last = log[-1]
-        logged = datetime.fromtimestamp((self.run_dir / LOG_NAME).stat().st_mtime)
+    def _write(self, log: list[LogLine], state: tuple[int, int], note: str, refresh: int | None) -> None:
+        last, logged = log[-1], datetime.fromtimestamp(state[0] / 1e9)
         page = render(
             "progress.html.jinja",
             title=self.run_dir.resolve().name,
             date=f"step {last.step:,} was logged at {logged:%Y-%m-%d %H:%M:%S}",
             headline=f"{last.stage.replace('_', ' ').capitalize()}: step {last.step:,} of {_steps(last):,}",
             done=last.progress,
-            refresh=refresh and math.ceil(refresh),
+            refresh=refresh,
             tiles=_tiles(log),
             note=note,
             drawing=training_drawing(self.run_dir / FIGURES_FOLDER, log),
