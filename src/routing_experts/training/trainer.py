@@ -216,6 +216,7 @@ class RoETrainer(Trainer):
         began, self.window_began = self.window_began, time.monotonic()
         window = self.accelerator.reduce(window, reduction="mean")  # of all processes; each saw as many batches
         logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
+        logs["tokens_per_second"] = num_tokens / (self.window_began - began)
         if "distillation" in window:
             logs["distillation"] = float(window["distillation"] / batches)
         gate = self.gate_settings()
