@@ -21,7 +21,7 @@ STAGES = [
 ]
 
 
-def recipe(folder: Path, name: str, processes: int = 1, **training: Any) -> Path:
+def recipe(folder: Path, name: str, processes: int = 1, lora: dict[str, Any] | None = None, **training: Any) -> Path:
     """A recipe file whose steps take eight dialogues, however many processes share them."""
     common = {"steps": STEPS, "batch_size": 8 // processes, "learning_rate": 1e-3, "base_learning_rate": 1e-3}
     settings = {
@@ -31,6 +31,7 @@ def recipe(folder: Path, name: str, processes: int = 1, **training: Any) -> Path
         "stages": STAGES,
         "data": {"source": "digits", "records": 8 * STEPS},
         "training": common | {"logging_steps": 1} | training,
+        "lora": lora,
     }
     path = folder / f"{name}.{processes}.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from launch import STEPS, finished, kill_when, recipe, torchrun, training, workers
 
 from routing_experts.models.convert import is_routed
@@ -69,7 +70,10 @@ def test_two_kills_under_zero_3_change_nothing(whole, tmp_path):
     assert_is_the_run(tmp_path / "run", whole)
 
 
-PATHS = [((2, "zero3"), (1, None)), ((1, None), (2, "zero2")), ((2, "zero2"), (2, "zero3")), ((2, None), (2, "fsdp2"))]
+PATHS = [
+    *[((2, "zero3"), (1, None)), ((1, None), (2, "zero2")), ((2, "zero2"), (2, "zero3")), ((2, None), (2, "fsdp2"))],
+    ((2, "zero3_offload"), (2, "zero3_offload")),
+]
 
 
 @needs_deepspeed
@@ -82,6 +86,25 @@ def test_a_run_goes_on_with_another_engine_on_other_processes(path, whole, tmp_p
     second = recipe(tmp_path, "run", other_count, sharding=other_engine, save_steps=1)
     finished(training(torchrun(other_count), second, other_engine))
     assert_is_the_run(tmp_path / "run", whole)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("path", [("zero3", "fsdp2"), ("zero2", None)], ids=str)
+def test_low_rank_updates_train_under_any_engine(path, tmp_path):
+    """Guards LoRA: frozen weights are shared out as well, and the updates are merged into whole ones."""
+    lora = {"rank": 4}
+    finished(training([sys.executable], recipe(tmp_path, "alone", lora=lora)))
+    first = recipe(tmp_path, "run", 2, lora=lora, sharding=path[0], save_steps=1)
+    kill_when(training(torchrun(2), first), lambda: saved(tmp_path / "run", 8))
+    held = {file.name for file in (tmp_path / "run" / "checkpoints" / "checkpoint-8").glob("*.safetensors")}
+    assert {"adapter_model.safetensors", "roe.safetensors"} <= held
+    assert "model.safetensors" not in held
+    second = recipe(tmp_path, "run", 2, lora=lora, sharding=path[1], save_steps=1)
+    finished(training(torchrun(2), second, path[1]))
+    assert_is_the_run(tmp_path / "run", log(tmp_path / "alone"))
+    expected = from_pretrained(tmp_path / "alone" / "model").state_dict()
+    for name, value in from_pretrained(tmp_path / "run" / "model").state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=0, msg=name)
 
 
 def test_other_batches_are_refused(tmp_path):
