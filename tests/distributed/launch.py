@@ -21,7 +21,14 @@ STAGES = [
 ]
 
 
-def recipe(folder: Path, name: str, processes: int = 1, lora: dict[str, Any] | None = None, **training: Any) -> Path:
+def recipe(
+    folder: Path,
+    name: str,
+    processes: int = 1,
+    lora: dict[str, Any] | None = None,
+    held_out: int = 0,
+    **training: Any,
+) -> Path:
     """A recipe file whose steps take eight dialogues, however many processes share them."""
     common = {"steps": STEPS, "batch_size": 8 // processes, "learning_rate": 1e-3, "base_learning_rate": 1e-3}
     settings = {
@@ -29,7 +36,7 @@ def recipe(folder: Path, name: str, processes: int = 1, lora: dict[str, Any] | N
         "random_init": True,
         "output": str(folder / name),
         "stages": STAGES,
-        "data": {"source": "digits", "records": 8 * STEPS},
+        "data": {"source": "digits", "records": 8 * STEPS + held_out, "held_out": held_out},
         "training": common | {"logging_steps": 1} | training,
         "lora": lora,
     }

@@ -1,11 +1,13 @@
 """Several processes: launchers, kills, and going on with another engine or another number of processes."""
 
 import os
+import re
 import signal
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +107,24 @@ def test_low_rank_updates_train_under_any_engine(path, tmp_path):
     expected = from_pretrained(tmp_path / "alone" / "model").state_dict()
     for name, value in from_pretrained(tmp_path / "run" / "model").state_dict().items():
         torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=0, msg=name)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_processes_ask_held_out_records_together(engine, tmp_path):
+    """Guards evaluation of sharded weights: processes whose records take different routes call the same modules."""
+    asks: dict[str, Any] = {"held_out": 7, "eval_steps": 3}
+    said = {
+        "alone": finished(training([sys.executable], recipe(tmp_path, "alone", **asks))),
+        "run": finished(training(torchrun(2), recipe(tmp_path, "run", 2, sharding=engine, **asks), engine)),
+    }
+    found = {
+        name: re.findall(r"step (\d+), held out: CE ([\d.]+) · skips ([\d.]+)%", text) for name, text in said.items()
+    }
+    assert [int(step) for step, *_ in found["run"]] == [3, 6, 9]
+    for one, other in zip(found["run"], found["alone"], strict=True):
+        assert [float(value) for value in one] == pytest.approx([float(value) for value in other], abs=0.0011)
+    assert_is_the_run(tmp_path / "run", log(tmp_path / "alone"))
 
 
 def test_other_batches_are_refused(tmp_path):

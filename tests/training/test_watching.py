@@ -14,10 +14,10 @@ from runs import log, quiet_run, recipe, settings
 from routing_experts.data.collate import Collator
 from routing_experts.models.load import load_processor
 from routing_experts.records import LogLine
-from routing_experts.training import trainer
+from routing_experts.training import window
 from routing_experts.training.callbacks import ProgressBar, figures_of
 from routing_experts.training.recipe import recipe_from_dict
-from routing_experts.training.run import build_dataset, train
+from routing_experts.training.run import build_datasets, train
 
 LINE = LogLine(30, 0.5, "router_warmup", 1.3, 1.25, 0.251, 0.27, 1.0, 0.1, 1e-3, [0.2, 0.302], 12.0, 12345.6)
 
@@ -26,7 +26,7 @@ LINE = LogLine(30, 0.5, "router_warmup", 1.3, 1.25, 0.251, 0.27, 1.0, 0.1, 1e-3,
 def ticking(monkeypatch) -> None:
     """The trainer's clock goes on by two seconds whenever it is asked: two between one log and the next."""
     ticks = count(100, 2)
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_tokens_a_second_are_the_batches_own(stages, training, steps_a_line, tic
     """Guards the count against padding, accumulation and logging: eight records, all of them in every step."""
     plain = settings(tmp_path, steps=4, report_to=[], **training) | {"stages": stages}
     of = recipe_from_dict(plain | {"data": {"source": "digits", "records": 8}})
-    dialogues = [build_dataset(of.data, load_processor("pocket"))[i] for i in range(8)]
+    dialogues = [build_datasets(of.data, load_processor("pocket"))[0][i] for i in range(8)]
     num_tokens = sum(len(dialogue.input_ids) for dialogue in dialogues)
     assert Collator(0)(dialogues)["input_ids"].numel() > num_tokens  # there is padding to leave out
     quiet_run(of)

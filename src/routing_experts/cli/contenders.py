@@ -13,12 +13,13 @@ from rich.console import Console
 
 from routing_experts.cli.common import progress_bar
 from routing_experts.cli.layer_choice import layer_choice
+from routing_experts.data.digits import DIGITS
 from routing_experts.errors import ConfigError
 from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
 from routing_experts.evaluation.evaluate import ask, information
 from routing_experts.evaluation.paired import paired_difference, varied_share
-from routing_experts.evaluation.questions import DIGITS, digits_questions
+from routing_experts.evaluation.questions import digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
 from routing_experts.records import Contrast, LayerChoice, StudyRecord, StudyRun, environment, read_log

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from routing_experts.cli.common import model_folder, progress_bar
 from routing_experts.cli.output import Output, write_json
+from routing_experts.data.digits import DIGITS
 from routing_experts.errors import CheckpointError
 from routing_experts.evaluation.calibration import (
     RateMeter,
@@ -31,7 +32,7 @@ from routing_experts.evaluation.evaluate import (
     task_results,
 )
 from routing_experts.evaluation.gallery import write_gallery
-from routing_experts.evaluation.questions import DIGITS, Question, digits_questions, load_questions
+from routing_experts.evaluation.questions import Question, digits_questions, load_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.evaluation.speed import measure_speed
 from routing_experts.inference.routes import RouteLine, recorded

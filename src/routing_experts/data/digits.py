@@ -16,6 +16,7 @@ from routing_experts.data.digit_questions import KINDS, PICTURE_KINDS, TEXT_KIND
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import ConfigError
 
+DIGITS = "digits"  # as a source of data
 PICTURE_TASKS = tuple(PICTURE_KINDS)
 TEXT_TASKS = tuple(TEXT_KINDS)
 TASKS = (*PICTURE_TASKS, *TEXT_TASKS)

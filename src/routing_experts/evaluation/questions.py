@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from routing_experts.data.digits import DigitsTask
+from routing_experts.data.digits import DIGITS, DigitsTask
 from routing_experts.data.llava_json import load_records
 from routing_experts.data.records import Record
 from routing_experts.errors import ConfigError
-
-DIGITS = "digits"
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def _choose(call: Any, hidden: Tensor, gate: GateSettings) -> Tensor:
     rows, skipped = (mask.nonzero()[:, 0].to(hidden.device) for mask in (running, skip_BT.flatten()))
     ran = hidden.index_copy(0, rows, call.run_rows(hidden, rows)) if len(rows) < len(hidden) else call.run_rows(hidden)
     adapted = call.adapt(hidden.flatten(0, 1)[skipped])
-    return ran.flatten(0, 1).index_copy(0, skipped, adapted).view_as(hidden)
+    # No view: FSDP hangs its backward on what a layer returns.
+    return ran.index_put((skipped // hidden.shape[1], skipped % hidden.shape[1]), adapted)
 
 
 def _rows_that_run(skip_BT: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -197,6 +197,21 @@ class RateWatch(TrainerCallback):
             self.console.print(warning, style="yellow", markup=False)
 
 
+class HeldOut(TrainerCallback):
+    """Says how held-out records are answered."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """One line, from the main process."""
+        if state.is_world_process_zero:
+            found = f"CE {metrics['eval_ce']:.3f} · skips {metrics['eval_skip_rate']:.1%}"
+            self.console.print(f"step {state.global_step}, held out: {found}", markup=False)
+
+
 class StopAt(TrainerCallback):
     """Ends a stage's trainer at the stage's last step, with a checkpoint to go on from."""
 

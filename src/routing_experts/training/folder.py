@@ -25,6 +25,7 @@ RUN_FORMAT = 1
 HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
+    "training.eval_steps",
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
     *(
         "training.batch_size",

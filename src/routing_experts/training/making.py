@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from routing_experts.data.markers import find_markers
-from routing_experts.models.checkpoint import is_roe_key
+from routing_experts.errors import CheckpointError
+from routing_experts.models.checkpoint import is_roe_key, load_parts
 from routing_experts.models.convert import convert, is_routed, retarget
 from routing_experts.models.families import family_of
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline
-from routing_experts.training.lora import is_lora_key, with_lora
+from routing_experts.training.lora import is_lora_key, load_updates, with_lora
 from routing_experts.training.recipe import Recipe
 
 
@@ -92,3 +94,27 @@ def quantization_config(recipe: Recipe, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=others,
     )
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts a checkpoint's weights into a whole model: the base's through transformers' own loading, and the RoE parts.
+
+    The Trainer would match saved names against the model's as they are, and skip what transformers renames. Of a base
+    that LoRA tunes there are the updates alone.
+
+    Raises:
+        CheckpointError: if the checkpoint lacks a parameter of the model.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base is not model:
+        load_updates(model, folder)
+    else:
+        report = model.load_state_dict(load_base(folder).state_dict(), strict=False)
+        missing = [name for name in report.missing_keys if not is_roe_key(name)]
+        if missing or report.unexpected_keys:
+            raise CheckpointError(
+                f"{folder} does not hold this model: missing {missing[:4]}, unexpected {report.unexpected_keys[:4]}. "
+                "It belongs to another recipe: give that one, or another output."
+            )
+    if is_routed(base):
+        load_parts(base, folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from routing_experts.config import RoEConfig
-from routing_experts.data.digits import DigitsTask
+from routing_experts.data.digits import DIGITS, DigitsTask
 from routing_experts.data.prompts import FORMATS
 from routing_experts.errors import ConfigError
 from routing_experts.training.schedule import (
@@ -41,15 +41,17 @@ class DataSettings:
         source: ``digits``, or the path of a JSON file in LLaVA's layout.
         images: the folder that the file's image paths are relative to; the file's own by default.
         records: how many records to use; needed for digits, all of a file by default.
+        held_out: how many of them, the last, are not trained on but asked every ``training.eval_steps``.
         prompt_format: ``chat_template`` or ``vicuna_v1``.
         max_length: longest dialogue in tokens.
         digits: settings of the digits task.
         keep_encoded: keep encoded dialogues in memory between epochs.
     """
 
-    source: str = "digits"
+    source: str = DIGITS
     images: str | None = None
     records: int | None = None
+    held_out: int = 0
     prompt_format: str = "chat_template"
     max_length: int = 2048
     digits: DigitsTask = field(default_factory=DigitsTask)
@@ -62,6 +64,8 @@ class DataSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value}: it is a count of at least 1. Raise it.")
+        if self.held_out < 0:
+            raise ConfigError(f"data.held_out={self.held_out}: it must not be negative. Raise it.")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class TrainingSettings:
         base_learning_rate: of the base model's parameters.
         distill_coef: weight of the distance between the routed answers and the model's own with all layers kept, which
             costs another forward a step; 0 leaves it out.
+        eval_steps: steps between questions on the data's ``held_out`` records.
         save_steps: steps between checkpoints; None for stage boundaries only.
         save_total_limit: how many checkpoints are kept, the newest.
         precision: ``fp32`` or ``bf16``.
@@ -119,6 +124,7 @@ class TrainingSettings:
     distill_coef: float = 0.0
     seed: int = 0
     logging_steps: int = 10
+    eval_steps: int | None = None
     save_steps: int | None = None
     save_total_limit: int = 2
     precision: str = "fp32"
@@ -207,8 +213,13 @@ class Recipe:
     def __post_init__(self) -> None:
         check_stages(self.stages)
         self._check_quantization()
-        if self.data.source == "digits" and not self.data.records:
+        if self.data.source == DIGITS and not self.data.records:
             raise ConfigError("data.records is missing: the digits task is endless. Say how many records to train on.")
+        if (self.data.held_out > 0) != (self.training.eval_steps is not None):
+            raise ConfigError(
+                f"data.held_out={self.data.held_out} with training.eval_steps={self.training.eval_steps}: records are "
+                "held out to be asked every so many steps. Give both, or neither."
+            )
 
     def _check_quantization(self) -> None:
         if self.quantization is None:
@@ -281,5 +292,5 @@ def _refuse_contradictions(roe: Mapping[str, Any], values: Mapping[str, Any]) ->
     if roe.get("routed_layers") is not None and "num_unrouted_layers" in roe:
         raise ConfigError("roe.routed_layers and roe.num_unrouted_layers: each says which layers route. Give one.")
     data = values.get("data")
-    if isinstance(data, Mapping) and data.get("images") is not None and data.get("source", "digits") == "digits":
+    if isinstance(data, Mapping) and data.get("images") is not None and data.get("source", DIGITS) == DIGITS:
         raise ConfigError("data.images with the digits task, which draws its own pictures. Give data.source, a file.")

@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from safetensors import SafetensorError
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 
 from routing_experts.config import CONTROL_GATES
 from routing_experts.data.collate import Collator, EncodedDataset
+from routing_experts.data.digits import DIGITS
 from routing_experts.data.encode import Encoder
 from routing_experts.data.llava_json import load_records
 from routing_experts.errors import (
@@ -37,15 +37,15 @@ from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
-from routing_experts.training.callbacks import InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
+from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
-from routing_experts.training.making import is_trained_beside, make_model, merged
+from routing_experts.training.making import is_trained_beside, load_weights, make_model, merged
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.sharding import check_sharding, engine_arguments, is_sharded
-from routing_experts.training.trainer import RoETrainer, load_weights
+from routing_experts.training.trainer import RoETrainer
 
 
 @dataclass
@@ -125,8 +125,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     sharded = is_sharded(recipe.training.sharding)
     if last is not None and sharded:
         load_weights(model, last)
-    dataset = build_dataset(recipe.data, processor)
-    _check_size(len(dataset), recipe)  # type: ignore[arg-type]
+    datasets = build_datasets(recipe.data, processor)
+    _check_size(len(datasets[0]), recipe)
     started, before = time.monotonic(), _seconds_so_far(folder.log) if last else 0.0
     trainer: RoETrainer | None = None
     bar = ProgressBar(console, recipe.training.steps, folder.path.name)
@@ -138,8 +138,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
                 if trainer is not None and last is not None and sharded:  # what it cut up stays in pieces
                     model = make_model(recipe, processor)
                     load_weights(model, last)
-                callbacks = [bar, guard, journal, RateWatch(console, recipe, stage)]
-                trainer, last = _train_stage(recipe, stage, model, processor, dataset, callbacks, last)
+                callbacks = [bar, guard, journal, RateWatch(console, recipe, stage), HeldOut(console)]
+                trainer, last = _train_stage(recipe, stage, model, processor, datasets, callbacks, last)
                 if guard.interrupted and (trainer is None or trainer.state.global_step < recipe.training.steps):
                     raise InterruptedRunError(
                         f"interrupted: {last} is complete and nothing was lost. Run the same command to go on from "
@@ -183,7 +183,7 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "records_a_step": training.batch_size * training.accumulation_on(num_processes()) * num_processes()
     }
-    if data.source != "digits" and Path(data.source).is_file():
+    if data.source != DIGITS and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
             facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return facts
@@ -199,14 +199,19 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def build_dataset(settings: DataSettings, processor: Any) -> Dataset:
-    """The recipe's records, encoded on first use."""
+def build_datasets(settings: DataSettings, processor: Any) -> tuple[EncodedDataset, EncodedDataset | None]:
+    """The recipe's records, encoded on first use: those that train, and the held-out ones behind them."""
     encoder = Encoder(processor, settings.prompt_format, settings.max_length)
-    if settings.source == "digits":
-        assert settings.records is not None
-        return EncodedDataset(settings.digits, settings.records, encoder, settings.keep_encoded)
-    records = load_records(Path(settings.source), settings.images and Path(settings.images), settings.records)
-    return EncodedDataset(records, len(records), encoder, settings.keep_encoded)
+    records: Any = settings.digits
+    if settings.source != DIGITS:
+        records = load_records(Path(settings.source), settings.images and Path(settings.images), settings.records)
+    size = settings.records if settings.source == DIGITS else len(records)
+    assert size is not None
+    trained = EncodedDataset(records, max(0, size - settings.held_out), encoder, settings.keep_encoded)
+    if not settings.held_out:
+        return trained, None
+    behind = [records[index] for index in range(len(trained), size)]
+    return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded)
 
 
 def stage_end(recipe: Recipe, stage: Stage) -> int:
@@ -219,7 +224,7 @@ def _train_stage(
     stage: Stage,
     model: Any,
     processor: Any,
-    dataset: Dataset,
+    datasets: tuple[EncodedDataset, EncodedDataset | None],
     callbacks: list[Any],
     last: Path | None,
 ) -> tuple[RoETrainer | None, Path | None]:
@@ -235,7 +240,8 @@ def _train_stage(
         stage=stage,
         model=model,
         args=training_arguments(recipe, model),
-        train_dataset=dataset,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
         data_collator=Collator(processor.tokenizer.pad_token_id or 0),
         callbacks=[*callbacks, StopAt(end, keep=not is_last)],
     )
@@ -303,6 +309,9 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
         save_steps=settings.save_steps or 1,
         save_total_limit=None,  # older checkpoints go once the new one is known to be whole
         logging_steps=settings.logging_steps,
+        eval_strategy="steps" if settings.eval_steps else "no",
+        eval_steps=settings.eval_steps,
+        per_device_eval_batch_size=settings.batch_size,
         report_to=list(settings.report_to),
         disable_tqdm=True,
         seed=settings.seed,

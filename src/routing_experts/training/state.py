@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from routing_experts.errors import CheckpointError
@@ -51,6 +52,9 @@ class PlainEngine:
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
         self.model, self._state = model, unwrapped(optimizer).state
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # an evaluation leaves the root's whole, which optimiser state is not known by
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """See ``Engine``."""

@@ -4,7 +4,7 @@ Shapes: B examples, T tokens, Q turns, L routed layers.
 """
 
 import shutil
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainerCallback
 
 from routing_experts.errors import CheckpointError
-from routing_experts.models.checkpoint import is_roe_key, load_parts, save_parts
+from routing_experts.models.checkpoint import save_parts
 from routing_experts.models.context import RoutingContext
-from routing_experts.models.convert import is_routed
-from routing_experts.models.load import load_base
 from routing_experts.models.model import routing_context
 from routing_experts.models.options import KEEP_ALL
 from routing_experts.nn.gates import GateSettings
@@ -31,13 +30,13 @@ from routing_experts.nn.losses import (
 )
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses
-from routing_experts.training.lora import load_updates
-from routing_experts.training.making import is_trained_beside
+from routing_experts.training.making import is_trained_beside, load_weights
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
 from routing_experts.training.state import Engine, engine_of, load_state, save_state, whole_weights
+from routing_experts.training.window import TOKENS, LossWindow
 
 MEMORY = 0.7  # of the running mean of skip rates: a few steps, enough to even out batches
 LAYER_RATE = "skip_rate/layer_"  # the prefix under which each layer's rate is logged
@@ -54,16 +53,16 @@ class RoETrainer(Trainer):
         **kwargs: the Trainer's own.
 
     Attributes:
-        window: sums since the last log, of this process: loss parts, skip rates by layer, tokens, batches.
+        window: loss parts, skip rates by layer and tokens since the last log.
         mean_skip_rate: of the routed layers, averaged over the last steps of all processes; None before the first.
     """
 
     def __init__(self, *, recipe: Recipe, stage: Stage, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.recipe, self.stage = recipe, stage
+        self.compute_metrics = self._held_out
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples already; accumulation averages it
-        self.window: dict[str, Any] = {}
-        self.window_began = time.monotonic()
+        self.window = LossWindow()
         self.mean_skip_rate: float | None = None
         self._step_rates: list[Tensor] = []
         model: Any = self.model
@@ -130,30 +129,65 @@ class RoETrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over examples of CE, with the sparsity loss and the distillation where the stage routes."""
-        inputs = dict(inputs)
-        labels, segment_ids = inputs.pop("labels"), inputs.pop("segment_ids")
-        keys = inputs.pop("example_keys")
-        num_tokens = inputs["attention_mask"].sum()  # stays on the device until it is logged
-        gate = self.gate_settings()
-        context = None
-        if gate is not None:
-            whole = self.accelerator.unwrap_model(model)
-            same_calls = bool(self.is_deepspeed_enabled)
-            context = routing_context(whole, segment_ids, gate=gate, keys_B=keys, same_calls=same_calls)
-        outputs = model(**inputs, use_cache=False, **({} if context is None else {"routing": context}))
+        labels, segment_ids = inputs["labels"], inputs["segment_ids"]
+        outputs, context = self._forward(model, inputs, self.gate_settings())
         cross_entropy_B = cross_entropy_per_example(outputs.logits, labels)
-        loss, parts = cross_entropy_B.mean(), {"ce": cross_entropy_B.mean(), "tokens": num_tokens}
+        loss, parts = cross_entropy_B.mean(), {"ce": cross_entropy_B.mean()}
+        parts[TOKENS] = inputs["attention_mask"].sum()
         if context is not None:
             skip_LBQ = skip_weights(context)
             parts["rates"] = rates_by_layer(skip_LBQ, context.valid_BQ)
             loss = self._routed_loss(cross_entropy_B, skip_rate_per_example(skip_LBQ, context.valid_BQ))
         if context is not None and self.recipe.training.distill_coef:
-            dense_logits = self._dense_logits(model, inputs, segment_ids)
+            dense = routing_context(self.accelerator.unwrap_model(model), segment_ids, KEEP_ALL)
+            with torch.no_grad():
+                dense_logits = model(**model_inputs(inputs), routing=dense, use_cache=False).logits
             parts["distillation"] = distillation_per_example(outputs.logits, dense_logits, labels).mean()
             loss = loss + self.recipe.training.distill_coef * parts["distillation"]
-        self._note(parts | {"total": loss})
-        self._step_losses.add(cross_entropy_B, keys)
+        self.window.add(parts | {"total": loss})
+        self._step_losses.add(cross_entropy_B, inputs["example_keys"])
         return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Tensor], gate: GateSettings | None) -> Any:
+        """The model's outputs, and what its routers decided; None where nothing is routed."""
+        if gate is None:
+            return model(**model_inputs(inputs), use_cache=False), None
+        context = routing_context(
+            self.accelerator.unwrap_model(model),
+            inputs["segment_ids"],
+            gate=gate,
+            keys_B=inputs["example_keys"],
+            same_calls=bool(self.is_deepspeed_enabled),
+        )
+        return model(**model_inputs(inputs), routing=context, use_cache=False), context
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Cross-entropy and skip rate of held-out examples [B, 2], on the hard routes that inference would take.
+
+        They come from the training mix, which calls the same modules whatever is skipped: sharded weights need that.
+        """
+        inputs = self._prepare_inputs(inputs)
+        gate = self.gate_settings()
+        if gate is not None and gate.asks_router:
+            gate = replace(gate, kind="straight_through", bias=0.0)
+        with torch.no_grad():
+            outputs, context = self._forward(model, inputs, gate)
+        found_B2 = cross_entropy_per_example(outputs.logits, inputs["labels"])[:, None].repeat(1, 2)
+        found_B2[:, 1] = 0.0 if context is None else skip_rate_per_example(skip_weights(context), context.valid_BQ)
+        return None, found_B2, torch.ones_like(found_B2[:, 0])  # the Trainer gathers what comes with labels
+
+    def _held_out(self, found: EvalPrediction) -> dict[str, float]:
+        """The means of what ``prediction_step`` gives, the rate over all decoder layers."""
+        cross_entropy, skip_rate = (float(mean) for mean in found.predictions.mean(0))  # type: ignore[union-attr]
+        routed = len(self.recipe.roe.layers_to_route(self._num_layers))
+        return {"ce": cross_entropy, "skip_rate": skip_rate * routed / self._num_layers}
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All held-out records: training's leave the last incomplete batch out."""
+        dataset: Any = eval_dataset or self.eval_dataset
+        loader = DataLoader(dataset, self.args.eval_batch_size, collate_fn=self.data_collator)
+        prepared: DataLoader = self.accelerator.prepare(loader)
+        return prepared
 
     def _routed_loss(self, cross_entropy_B: Tensor, skip_rate_B: Tensor) -> Tensor:
         """The mean over examples of CE and the sparsity loss."""
@@ -167,13 +201,6 @@ class RoETrainer(Trainer):
             roe.ce_sharpness,
             self._pressure(),
         ).mean()
-
-    def _dense_logits(self, model: nn.Module, inputs: dict[str, Tensor], segment_ids: Tensor) -> Tensor:
-        """The model's own predictions with all layers kept, as it is at this step."""
-        context = routing_context(self.accelerator.unwrap_model(model), segment_ids, KEEP_ALL)
-        with torch.no_grad():
-            logits: Tensor = model(**inputs, routing=context, use_cache=False).logits
-        return logits
 
     def _pressure(self) -> float | None:
         """Of the sparsity loss, from earlier steps alone: the same however a step's batch is divided."""
@@ -202,34 +229,28 @@ class RoETrainer(Trainer):
             logs = logs | self._drain()
         super().log(logs, start_time)
 
-    def _note(self, parts: dict[str, Tensor]) -> None:
-        """Adds one batch's values to the window's sums."""
-        for name, value in parts.items():
-            self.window[name] = self.window.get(name, 0) + value.detach()
-        self.window["batches"] = self.window.get("batches", 0) + 1
-
     def _drain(self) -> dict[str, float]:
-        """The window's means, and its tokens by second of wall time; a fresh window begins."""
-        window, self.window = self.window, {}
-        batches = window.pop("batches")
-        num_tokens = int(self.accelerator.reduce(window.pop("tokens"), reduction="sum"))  # waits for the device
-        began, self.window_began = self.window_began, time.monotonic()
-        window = self.accelerator.reduce(window, reduction="mean")  # of all processes; each saw as many batches
-        logs = {"ce": float(window["ce"] / batches), "total_loss": float(window["total"] / batches)}
-        logs["tokens_per_second"] = num_tokens / (self.window_began - began)
-        if "distillation" in window:
-            logs["distillation"] = float(window["distillation"] / batches)
+        """The window's means and the gate's state."""
+        means = self.window.drain(self.accelerator)
+        logs = {"ce": float(means["ce"]), "total_loss": float(means["total"])}
+        logs["tokens_per_second"] = means["tokens_per_second"]
+        if "distillation" in means:
+            logs["distillation"] = float(means["distillation"])
         gate = self.gate_settings()
-        if gate is not None and "rates" in window:
-            model: Any = self.model
-            num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-            rates = dict.fromkeys(range(num_layers), 0.0)
-            routed = self.recipe.roe.layers_to_route(num_layers)
-            rates |= dict(zip(routed, (window["rates"] / batches).tolist(), strict=True))
-            logs |= {"skip_rate": sum(rates.values()) / num_layers}
+        if gate is not None and "rates" in means:
+            rates = dict.fromkeys(range(self._num_layers), 0.0)
+            routed = self.recipe.roe.layers_to_route(self._num_layers)
+            rates |= dict(zip(routed, means["rates"].tolist(), strict=True))
+            logs |= {"skip_rate": sum(rates.values()) / self._num_layers}
             logs |= {"temperature": gate.temperature, "gate_bias": gate.bias}
             logs |= {f"{LAYER_RATE}{layer:02d}": rate for layer, rate in rates.items()}
         return logs
+
+    @property
+    def _num_layers(self) -> int:
+        model: Any = self.model
+        num_layers: int = model.config.get_text_config(decoder=True).num_hidden_layers
+        return num_layers
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """A sharded engine's weights come with the model; what the Trainer would load fits that engine alone."""
@@ -308,30 +329,6 @@ class RoETrainer(Trainer):
         load_weights(model or self.model, Path(resume_from_checkpoint))
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Puts a checkpoint's weights into a whole model: the base's through transformers' own loading, and the RoE parts.
-
-    The Trainer would match saved names against the model's as they are, and skip what transformers renames. Of a base
-    that LoRA tunes there are the updates alone.
-
-    Raises:
-        CheckpointError: if the checkpoint lacks a parameter of the model.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if base is not model:
-        load_updates(model, folder)
-    else:
-        report = model.load_state_dict(load_base(folder).state_dict(), strict=False)
-        missing = [name for name in report.missing_keys if not is_roe_key(name)]
-        if missing or report.unexpected_keys:
-            raise CheckpointError(
-                f"{folder} does not hold this model: missing {missing[:4]}, unexpected {report.unexpected_keys[:4]}. "
-                "It belongs to another recipe: give that one, or another output."
-            )
-    if is_routed(base):
-        load_parts(base, folder)
-
-
 class _StepEnd(TrainerCallback):
     """Tells the trainer that an optimiser step is done, before any other callback acts on it."""
 
@@ -341,11 +338,16 @@ class _StepEnd(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint's state brings the saving and logging steps of the run that wrote it; this run's count."""
         state.compute_steps(args, state.max_steps)
-        self.trainer.window_began = time.monotonic()  # building the trainer and its engine is no part of training
+        self.trainer.window.clear()  # building the trainer and its engine is no part of training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the step."""
         self.trainer.close_step()
+
+
+def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a batch the model itself takes."""
+    return {name: value for name, value in inputs.items() if name not in ("labels", "segment_ids", "example_keys")}
 
 
 def skip_weights(context: RoutingContext) -> Tensor:
