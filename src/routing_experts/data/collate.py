@@ -1,19 +1,25 @@
-"""Batches: encoded dialogues padded to one length, pictures of all dialogues stacked.
+"""Batches: encoded dialogues padded to one length, with their pictures as the model's family takes them.
+
+Most families take the pictures of all dialogues as one list: [pictures, …], or [patches, …] and a grid a picture.
+Processors that give a ``pixel_attention_mask`` (Idefics and its kin) lay them out by dialogue, [B, pictures, …], and
+their models leave out pictures of zeros alone.
 
 Shapes: B dialogues, T tokens of the longest.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from routing_experts.data.encode import Encoded, Encoder
+from routing_experts.data.encode import TOKEN_TYPES, Encoded, Encoder
 from routing_experts.models.spans import PADDING
 from routing_experts.nn.losses import IGNORED
+
+BY_DIALOGUE = "pixel_attention_mask"  # comes with pictures that are laid out by dialogue
 
 
 class EncodedDataset(Dataset):
@@ -54,7 +60,10 @@ class Collator:
         self.pad_token_id, self.padding_side = pad_token_id, padding_side
 
     def __call__(self, dialogues: Sequence[Encoded]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], ``example_keys`` [B], pictures."""
+        """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], ``example_keys`` [B], pictures.
+
+        ``mm_token_type_ids`` [B, T] too where the family takes them.
+        """
         longest = max(len(dialogue.input_ids) for dialogue in dialogues)
         batch = {
             "input_ids": self._pad([d.input_ids for d in dialogues], longest, self.pad_token_id),
@@ -62,11 +71,10 @@ class Collator:
             "labels": self._pad([d.labels for d in dialogues], longest, IGNORED),
             "segment_ids": self._pad([d.segment_ids for d in dialogues], longest, PADDING),
         }
+        if any(d.token_types is not None for d in dialogues):
+            batch[TOKEN_TYPES] = self._pad([_token_types(d) for d in dialogues], longest, 0)
         batch["example_keys"] = torch.tensor([example_key(d.id) for d in dialogues])
-        names = sorted({name for dialogue in dialogues for name in dialogue.vision})
-        for name in names:
-            batch[name] = torch.cat([d.vision[name] for d in dialogues if name in d.vision])
-        return batch
+        return batch | _pictures([d.vision for d in dialogues])
 
     def _pad(self, rows: list[Tensor], length: int, value: int) -> Tensor:
         padded = torch.full((len(rows), length), value, dtype=torch.long)
@@ -76,6 +84,29 @@ class Collator:
             else:
                 padded[row, length - len(tensor) :] = tensor
         return padded
+
+
+def _token_types(dialogue: Encoded) -> Tensor:
+    return torch.zeros_like(dialogue.input_ids) if dialogue.token_types is None else dialogue.token_types
+
+
+def _pictures(visions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The pictures' tensors of all dialogues, of which some may have none."""
+    names = sorted({name for vision in visions for name in vision})
+    if BY_DIALOGUE not in names:
+        return {name: torch.cat([vision[name] for vision in visions if name in vision]) for name in names}
+    return {name: _by_dialogue([vision.get(name) for vision in visions]) for name in names}
+
+
+def _by_dialogue(parts: Sequence[Tensor | None]) -> Tensor:
+    """[B, most pictures, …] from [1, pictures, …] a dialogue; zeros fill rows, and pictures that are smaller."""
+    given = [part for part in parts if part is not None]
+    sizes = torch.tensor([part.shape[1:] for part in given]).amax(0).tolist()
+    batch = given[0].new_zeros((len(parts), *sizes))
+    for row, part in zip(batch, parts, strict=True):
+        if part is not None:
+            row[tuple(slice(size) for size in part.shape[1:])] = part[0]
+    return batch
 
 
 def example_key(record_id: str) -> int:

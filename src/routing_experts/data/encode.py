@@ -1,8 +1,9 @@
 """Records to token ids, labels and segments by turn, through the model's own processor.
 
-T tokens after the processor has expanded each picture's placeholder to its visual tokens; P tokens before that.
+T tokens, counted after the processor has written each picture's tokens in place of its placeholder.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -19,7 +20,8 @@ from routing_experts.errors import PromptError, RecordError
 from routing_experts.models.spans import CONTEXT, question_segment
 from routing_experts.nn.losses import IGNORED
 
-_NOT_VISION = frozenset({"attention_mask", "token_type_ids", "mm_token_type_ids"})
+TOKEN_TYPES = "mm_token_type_ids"  # transformers' name
+_NOT_VISION = frozenset({"attention_mask", "token_type_ids", TOKEN_TYPES})
 
 
 @dataclass
@@ -28,7 +30,9 @@ class Encoded:
 
     Attributes:
         input_ids, labels, segment_ids: [T] int64 each; labels are -100 outside answers. Segments: see ``models.spans``.
-        vision: the processor's tensors of this dialogue's pictures, pictures first (empty without any).
+        vision: the processor's tensors of this dialogue's pictures, as it gives them for a batch of one dialogue (empty
+            without any): pictures first in most families, [1, pictures, …] in some; see ``data.collate``.
+        token_types: [T], 1 at a picture's tokens, where the family's positions need them.
     """
 
     id: str
@@ -36,13 +40,14 @@ class Encoded:
     labels: Tensor
     segment_ids: Tensor
     vision: dict[str, Tensor] = field(default_factory=dict)
+    token_types: Tensor | None = None
 
 
 class Encoder:
     """Turns records into ``Encoded`` dialogues with one processor and one prompt format.
 
     Args:
-        processor: a transformers processor whose expansion repeats one image token.
+        processor: a transformers processor that says what it writes in place of each picture's placeholder.
         prompt_format: ``chat_template`` or ``vicuna_v1``.
         max_length: longest dialogue in tokens; a longer one is an error, since cutting would lose answers or image
             tokens silently.
@@ -61,7 +66,7 @@ class Encoder:
 
         Raises:
             RecordError: if pictures and placeholders do not match, a picture cannot be read, or it is too long.
-            PromptError: if the dialogue cannot be laid out, or its text not be followed through the picture expansion.
+            PromptError: if the dialogue cannot be laid out, or the processor's ids are not those of its text.
         """
         try:
             prompt = render(self.processor, record.turns, record.system, self.prompt_format)
@@ -81,60 +86,69 @@ class Encoder:
         images = [load_image(image, record.id) for image in record.images]
         bos = adds_special_tokens(self.processor, prompt.text)
         features = self.processor(
-            text=[prompt.text], images=images or None, add_special_tokens=bos, return_mm_token_type_ids=False
+            text=[prompt.text], images=images or None, add_special_tokens=bos, return_text_replacement_offsets=True
         )
+        written = features.pop("text_replacement_offsets", None) or [[]]
         ids_T = np.asarray(features.pop("input_ids")[0])
         if len(ids_T) > self.max_length:
             raise RecordError(
                 f"record {record.id}: {len(ids_T)} tokens, more than max_length={self.max_length}; cutting would "
                 "lose answers or image tokens. Raise max_length, or leave the record out."
             )
-        segments_T = self._segments(prompt, ids_T, record.id)
+        segments_T = self._segments(_expanded(prompt, written[0]), ids_T, record.id)
         labels_T = np.where((segments_T > CONTEXT) & (segments_T % 2 == 0), ids_T, IGNORED)
         vision = {k: _stack(v) for k, v in features.items() if k not in _NOT_VISION} if images else {}
+        types = torch.from_numpy(np.asarray(features[TOKEN_TYPES][0])) if TOKEN_TYPES in features else None
         input_ids, labels, segments = map(torch.from_numpy, (ids_T, labels_T, segments_T))
-        return Encoded(record.id, input_ids, labels, segments, vision)
+        return Encoded(record.id, input_ids, labels, segments, vision, types)
 
     def _segments(self, prompt: Prompt, ids_T: np.ndarray, name: str) -> np.ndarray:
-        """Carries the unexpanded text's segments over to the expanded ids.
-
-        Both id sequences are equal once every run of image tokens counts as one: runs cannot span turns, because
-        something always stands between a question and its answer.
-        """
-        ids_P, offsets_P2 = tokenize(self.processor, prompt.text)
-        segments_P = self._segments_of_text(prompt, ids_P, offsets_P2[:, 0])
-        first_P, first_T = self._not_repeated(ids_P), self._not_repeated(ids_T)
-        short, expanded = ids_P[first_P], ids_T[first_T]
-        if not np.array_equal(short, expanded):
-            same = min(len(short), len(expanded))
-            where = int(np.argmin(np.append(short[:same] == expanded[:same], False)))
+        """Segments of the processor's ids, by the characters of the text that it read them from."""
+        read_T, offsets_T2 = tokenize(self.processor, prompt.text)
+        if not np.array_equal(read_T, ids_T):
+            same = min(len(read_T), len(ids_T))
+            where = int(np.argmin(np.append(read_T[:same] == ids_T[:same], False)))
             raise PromptError(
-                f"record {name}: from token {where} on ({expanded[where : where + 4].tolist()} instead of "
-                f"{short[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
-                "Routing needs a processor that only repeats the image token."
+                f"record {name}: from token {where} on ({ids_T[where : where + 4].tolist()} instead of "
+                f"{read_T[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
+                "Routing needs a processor that says what it writes."
             )
-        return segments_P[first_P][np.cumsum(first_T) - 1]
-
-    def _segments_of_text(self, prompt: Prompt, ids_P: np.ndarray, starts_P: np.ndarray) -> np.ndarray:
         # Answers' edges alternate, start and end, so counting the passed ones gives question 1, answer 1, question 2 …
         # Added tokens have no place in the text: an EOS at the end takes its predecessor's.
         edges = [edge for span in prompt.answer_spans for edge in span]
-        starts_P = np.maximum.accumulate(starts_P)
-        segments_P = np.searchsorted(edges, starts_P, side="right") + question_segment(1)
-        pictures = np.flatnonzero((ids_P == self.image_token_id) & (segments_P == question_segment(1)))
+        starts_T = np.maximum.accumulate(offsets_T2[:, 0])
+        segments_T = np.searchsorted(edges, starts_T, side="right") + question_segment(1)
+        pictures = np.flatnonzero((ids_T == self.image_token_id) & (segments_T == question_segment(1)))
         if len(pictures):
-            segments_P[: pictures[-1] + 1] = CONTEXT
+            segments_T[: pictures[-1] + 1] = CONTEXT
         else:
             first_user = prompt.text.find(self.user_header) if self.user_header else 0
-            segments_P[starts_P < first_user] = CONTEXT
-            segments_P[:1] = CONTEXT  # BOS, whether the tokenizer or the template wrote it
-        return segments_P
+            segments_T[starts_T < first_user] = CONTEXT
+            segments_T[:1] = CONTEXT  # BOS, whether the tokenizer or the template wrote it
+        return segments_T
 
-    def _not_repeated(self, ids: np.ndarray) -> np.ndarray:
-        """False at image tokens that follow an image token."""
-        keep = np.ones(len(ids), dtype=bool)
-        keep[1:] = (ids[1:] != self.image_token_id) | (ids[:-1] != self.image_token_id)
-        return keep
+
+def _expanded(prompt: Prompt, written: Sequence[Mapping[str, Any]]) -> Prompt:
+    """The prompt with what the processor wrote in place of its placeholders.
+
+    Args:
+        prompt: as rendered, one placeholder a picture.
+        written: of each placeholder, in order: ``span`` [start, end) in the prompt, and ``replacement``.
+    """
+    pieces, last = [], 0
+    for one in written:
+        start, end = one["span"]
+        pieces += [prompt.text[last:start], one["replacement"]]
+        last = end
+
+    def moved(edge: int) -> int:
+        grown = (
+            len(one["replacement"]) - (one["span"][1] - one["span"][0]) for one in written if one["span"][0] < edge
+        )
+        return edge + sum(grown)
+
+    spans = tuple((moved(start), moved(end)) for start, end in prompt.answer_spans)
+    return Prompt("".join([*pieces, prompt.text[last:]]), spans)
 
 
 def adds_special_tokens(processor: Any, text: str) -> bool:
@@ -144,7 +158,7 @@ def adds_special_tokens(processor: Any, text: str) -> bool:
 
 
 def tokenize(processor: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [P] and [start, end) characters [P, 2] of a text whose pictures are not expanded.
+    """Ids [T] and [start, end) characters [T, 2] of a text.
 
     Raises:
         PromptError: if the tokenizer keeps no track of characters.

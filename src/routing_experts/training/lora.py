@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from routing_experts.errors import CheckpointError
+from torch import nn
+
+from routing_experts.errors import CheckpointError, ConfigError
+from routing_experts.models.families import family_of
 from routing_experts.optional import need
+from routing_experts.training.parameters import ROE_GROUPS, group_of
 from routing_experts.training.recipe import LoraSettings
 
 
@@ -16,14 +20,17 @@ def with_lora(model: Any, settings: LoraSettings) -> Any:
         settings: a recipe's ``lora``.
 
     Raises:
+        ConfigError: if a target is no linear layer of this decoder.
         MissingExtraError: if peft is not installed.
     """
-    decoder = r".*(language_model|model)\.layers\.\d+\.(self_attn|mlp)\.(" + "|".join(settings.targets) + ")"
     peft = need("peft", "lora", "the recipe's `lora`")
     return peft.get_peft_model(
         model,
         peft.LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=decoder
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=_target_names(model, settings.targets),
         ),
     )
 
@@ -47,3 +54,24 @@ def load_updates(model: Any, folder: Path) -> None:
             f"{folder} does not hold this recipe's LoRA updates: missing {missing[:4]}, unexpected "
             f"{report.unexpected_keys[:4]}. It belongs to another recipe: give that one, or another output."
         )
+
+
+def _target_names(model: Any, targets: tuple[str, ...]) -> list[str]:
+    """Whole names of the decoder layers' linear modules that are called as in ``targets``.
+
+    Vision towers call theirs by the same names, so these come from the decoder's own layers, whatever the family.
+    """
+    inside = {id(module) for layer in family_of(model).decoder_layers(model) for module in layer.modules()}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside and group_of(name) not in ROE_GROUPS
+    ]
+    names = sorted({name.rpartition(".")[2] for name in linear})
+    unknown = [target for target in targets if target not in names]
+    if unknown:
+        raise ConfigError(
+            f"lora.targets={unknown}: the decoder of this {model.config.model_type} model has no such linear layers. "
+            f"Take some of {', '.join(names)}."
+        )
+    return [name for name in linear if name.rpartition(".")[2] in targets]

@@ -19,10 +19,11 @@ def group_of(name: str) -> str:
         return "adapters"
     if "router" in parts or "routing_tokens" in parts:
         return "routers"
+    # The projector first: some families keep it inside the tower (``visual.merger``).
+    if any("projector" in part or "merger" in part or part == "connector" for part in parts):
+        return "projector"
     if any(part.startswith(("vision_tower", "vision_model", "visual")) for part in parts):
         return "vision"
-    if any("projector" in part or part in ("merger", "connector") for part in parts):
-        return "projector"
     return "decoder"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from routing_experts.errors import ModelFamilyError
 
-_BUILT_IN = ("llama", "llava")
+_BUILT_IN = ("idefics3", "llama", "llava", "qwen2_5_vl", "smolvlm")
 _REGISTERED: dict[str, "Family"] = {}
 
 

@@ -1,0 +1,6 @@
+"""Qwen2.5-VL: window-attention tower with a merger, Qwen2 decoder, positions on a grid of time, height and width."""
+
+from routing_experts.models.families.registry import Family, register
+
+# The tokens that open and close a picture stand for no visual features: the last one begins the question.
+register(Family("qwen2_5_vl", ("image_token_id", "video_token_id"), description="Qwen2.5-VL"))
