@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from routing_experts.config import CONFIG_NAME, RoEConfig
-from routing_experts.errors import CheckpointError
+from routing_experts.errors import CheckpointError, MissingExtraError
 from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no_pickle, fingerprint, load_parts
 from routing_experts.models.convert import base_model_of, convert
 from routing_experts.optional import need
@@ -26,12 +26,21 @@ def load_processor(name_or_path: str | Path) -> Any:
 
     Raises:
         CheckpointError: if there is none.
+        MissingExtraError: if it needs a package that is not installed, as those of families that take videos do.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoProcessor
 
     source = resolve(name_or_path)
     try:
-        processor = AutoProcessor.from_pretrained(source, backend="pil")
+        processor = AutoProcessor.from_pretrained(source)
+        if hasattr(processor, "image_processor"):  # asked for whole, a PIL backend would be wanted of videos too
+            processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{source}: its processor needs a package that is not installed ({str(error).strip().splitlines()[0]}). "
+            "Families that take videos besides need torchvision, SmolVLM num2words too. Run: pip install torchvision "
+            "num2words"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{source} has no processor that can be loaded ({error}). Save the base model's processor there."
