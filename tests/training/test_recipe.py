@@ -201,7 +201,7 @@ def test_missing_settings_are_named(name, tmp_path):
 
 def test_a_missing_file_is_refused(tmp_path):
     """Guards a slip in the name: the message lists what ships."""
-    for name in (tmp_path / "none.yaml", "quickstarrt", tmp_path):
+    for name in (tmp_path / "none.yaml", "quickstarrt", "quickstart-1.5", tmp_path):
         with pytest.raises(ConfigError, match="quickstart"):
             load_recipe(name)
 

@@ -24,9 +24,9 @@ def read_yaml(name_or_path: str | Path, shipped: Path, kind: str) -> dict[str, A
     Raises:
         ConfigError: if the file is missing, is not YAML, or holds no settings.
     """
-    path = Path(name_or_path)
-    if not path.suffix and not path.is_file():
-        path = shipped / f"{name_or_path}.yaml"
+    path, named = Path(name_or_path), shipped / f"{name_or_path}.yaml"
+    if not path.is_file() and named.is_file():
+        path = named
     if not path.is_file():
         known = sorted(found.stem for found in shipped.glob("*.yaml"))
         near = get_close_matches(str(name_or_path), known, 1)
