@@ -61,20 +61,19 @@ class _NoVideo(SimpleNamespace):
     num_frames, fps = 1, 1
 
 
-def _without_video(processor_class: Any) -> Any:
-    """The class, but for what it asks of its video processor."""
+def _without_video(processor_class: Any, video: str) -> Any:
+    """The class, but for what it asks of its video processor; saved, it names the one that belongs there."""
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        return (
-            _NoVideo if name == "video_processor" else super(tiny, self).check_argument_for_proper_class(name, argument)
-        )
+        own = super(tiny, self).check_argument_for_proper_class
+        return _NoVideo if name == "video_processor" else own(name, argument)
 
     def to_dict(self: Any) -> dict[str, Any]:
-        video, self.video_processor = self.video_processor, None
+        stand_in, self.video_processor = self.video_processor, None
         try:
-            return super(tiny, self).to_dict()
+            return super(tiny, self).to_dict() | {"video_processor": {"video_processor_type": video}}
         finally:
-            self.video_processor = video
+            self.video_processor = stand_in
 
     body = {"check_argument_for_proper_class": check, "to_dict": to_dict}
     tiny = type(processor_class.__name__, (processor_class,), body)
@@ -84,7 +83,7 @@ def _without_video(processor_class: Any) -> Any:
 def tiny_qwen_processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pictures of any size, resized to whole cells of 8 by 8 pixels, 4 to 16 of them."""
     pixels = (2 * PATCH) ** 2
-    return _without_video(Qwen2_5_VLProcessor)(
+    return _without_video(Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor")(
         Qwen2VLImageProcessorPil(patch_size=PATCH, min_pixels=4 * pixels, max_pixels=16 * pixels),
         _tokenizer(QWEN_TOKENS, "<|im_end|>"),
         _NoVideo(),
@@ -95,7 +94,7 @@ def tiny_qwen_processor(monkeypatch: pytest.MonkeyPatch) -> Any:
 def tiny_smolvlm_processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pictures are cut into up to two tiles a side, of 16 by 16."""
     monkeypatch.setattr(processing_smolvlm, "num2words", str)
-    return _without_video(SmolVLMProcessor)(
+    return _without_video(SmolVLMProcessor, "SmolVLMVideoProcessor")(
         SmolVLMImageProcessorPil(size={"longest_edge": 2 * IMAGE_SIZE}, max_image_size={"longest_edge": IMAGE_SIZE}),
         _tokenizer(SMOL_TOKENS, "<end_of_utterance>", bos_token="<|im_start|>"),
         _NoVideo(),

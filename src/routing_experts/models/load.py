@@ -1,6 +1,7 @@
 """Loading: base models with their processors, and routed models from their folders."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no
 from routing_experts.models.convert import base_model_of, convert
 from routing_experts.optional import need
 
+VIDEO_PACKAGES = ("torchvision", "num2words")
 POCKET = Path(__file__).parent.parent / "pocket"
 
 
@@ -35,13 +37,13 @@ def load_processor(name_or_path: str | Path) -> Any:
         processor = AutoProcessor.from_pretrained(source)
         if hasattr(processor, "image_processor"):  # asked for whole, a PIL backend would be wanted of videos too
             processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{source}: its processor needs a package that is not installed ({str(error).strip().splitlines()[0]}). "
-            "Families that take videos besides need torchvision, SmolVLM num2words too. Run: pip install torchvision "
-            "num2words"
-        ) from error
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        lacking = [name for name in VIDEO_PACKAGES if name in str(error).lower() and find_spec(name) is None]
+        if lacking:
+            raise MissingExtraError(
+                f"{source}: its processor, which could take videos as well, needs {' and '.join(lacking)}. Install "
+                f"{'it' if len(lacking) == 1 else 'them'}; torchvision in the build that goes with your torch."
+            ) from error
         raise CheckpointError(
             f"{source} has no processor that can be loaded ({error}). Save the base model's processor there."
         ) from error
