@@ -98,6 +98,21 @@ def _pictures(visions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: _by_dialogue([vision.get(name) for vision in visions]) for name in names}
 
 
+def unseen_pictures(vision: Mapping[str, Tensor], seen: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The pictures of a dialogue without those of its beginning.
+
+    Args:
+        vision: ``Encoded.vision`` of the dialogue.
+        seen: the shapes that it had in the beginning.
+    """
+    axis = 1 if BY_DIALOGUE in vision else 0
+    new = {}
+    for name, tensor in vision.items():
+        first = seen[name][axis] if name in seen else 0
+        new[name] = tensor.narrow(axis, first, tensor.shape[axis] - first)
+    return {name: tensor for name, tensor in new.items() if tensor.shape[axis]}
+
+
 def _by_dialogue(parts: Sequence[Tensor | None]) -> Tensor:
     """[B, most pictures, …] from [1, pictures, …] a dialogue; zeros fill rows, and pictures that are smaller."""
     given = [part for part in parts if part is not None]

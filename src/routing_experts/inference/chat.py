@@ -13,7 +13,7 @@ earlier keys and values are what a second prefill would give: they are kept unde
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from routing_experts.data.collate import Collator, unseen_pictures
 from routing_experts.data.encode import Encoded, Encoder
 from routing_experts.data.images import load_image
 from routing_experts.data.prompts import message_content
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import RequestError
-from routing_experts.inference.generate import to_model
+from routing_experts.inference.generate import NOT_FOR_GENERATE, to_model
 from routing_experts.models.cache import RoutedCache, cache_bytes
 from routing_experts.models.convert import is_routed
 from routing_experts.models.dialogue import DialogueCache
@@ -67,11 +68,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class _Past:
-    """What earlier turns left behind: a cache, the ids that it holds, and how many pictures are among them."""
+    """What earlier turns left behind: a cache, the ids that it holds, and the shapes of the pictures among them."""
 
     cache: Any
     ids: Tensor
-    num_pictures: int
+    vision: dict[str, torch.Size]
 
 
 class ChatSession:
@@ -151,7 +152,7 @@ class ChatSession:
         if past and isinstance(cache, DialogueCache):
             cache.open_turn(encoded.input_ids[None])
         held = len(past.ids) if past else 0
-        ids = self._generate(encoded, cache, past.num_pictures if past else 0, max_new_tokens, generation)
+        ids = self._generate(encoded, cache, past.vision if past else {}, max_new_tokens, generation)
         num_prompt, num_held = len(encoded.input_ids), cache.get_seq_length()
         answer = self.processor.tokenizer.decode(ids[num_prompt:], skip_special_tokens=True).strip()
         reply = Reply(
@@ -166,7 +167,8 @@ class ChatSession:
         if answer:
             self._turns, self._pictures = (*turns[:-1], Turn(turns[-1].question, answer)), pictures
             if self._keeps_cache():
-                self._past = _Past(cache, ids[:num_held], len(pictures))
+                shapes = {name: tensor.shape for name, tensor in encoded.vision.items()}
+                self._past = _Past(cache, ids[:num_held], shapes)
         return reply
 
     def _with_question(
@@ -190,10 +192,12 @@ class ChatSession:
         """What earlier turns left, if the dialogue's ids still begin with it.
 
         They may not: a template may rewrite what came before, and an answer's text need not give the ids again that it
-        was decoded from. Then the whole dialogue is prefilled.
+        was decoded from. Then the whole dialogue is prefilled. So it is where pictures stand on a grid of positions,
+        which transformers finds for whole dialogues, and notes on the model between calls.
         """
         past = self._past
-        if past is None or len(encoded.input_ids) <= len(past.ids):
+        on_grid = encoded.token_types is not None
+        if past is None or on_grid or len(encoded.input_ids) <= len(past.ids):
             return None
         return past if torch.equal(encoded.input_ids[: len(past.ids)], past.ids) else None
 
@@ -215,12 +219,11 @@ class ChatSession:
         return settled.route is not None or bool(torch.as_tensor(settled.keep_bias).isinf().all())
 
     def _generate(
-        self, encoded: Encoded, cache: Any, num_seen: int, max_new_tokens: int, generation: dict[str, Any]
+        self, encoded: Encoded, cache: Any, seen: dict[str, torch.Size], max_new_tokens: int, generation: dict[str, Any]
     ) -> Tensor:
         """Ids of prompt and answer [T], on the host. Pictures that the cache has seen stay away."""
-        ids = encoded.input_ids[None]
-        vision = {name: tensor[num_seen:] for name, tensor in encoded.vision.items() if len(tensor) > num_seen}
-        batch = to_model({"input_ids": ids, "attention_mask": torch.ones_like(ids), **vision}, self.model)
+        batch = Collator(0)([replace(encoded, vision=unseen_pictures(encoded.vision, seen))])
+        batch = to_model({name: t for name, t in batch.items() if name not in NOT_FOR_GENERATE}, self.model)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | generation | ONE_ANSWER
         return self.model.generate(**batch, past_key_values=cache, **settings)[0].cpu()
 

@@ -123,6 +123,11 @@ class Prefiller:
                 f"request {request.id}: {length} token ids, but a prompt has one at least and the model knows 0 to "
                 f"{self.vocabulary - 1}. Encode it with the model's own processor."
             )
+        if encoded.token_types is not None and encoded.vision:
+            raise RequestError(
+                f"request {request.id}: a picture for a {self.model.config.model_type} model, where pictures stand on "
+                "a grid of positions, which the engine does not follow. Use model.generate, or `roe generate`."
+            )
         if request.sampling.stop and self._encode is None:
             raise RequestError(
                 f"request {request.id}: stop texts for an engine without a processor: it reads no text. Give the "
