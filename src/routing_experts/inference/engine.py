@@ -297,7 +297,7 @@ class Engine:
         return self.model(
             input_ids=torch.tensor([[active.tokens[-1]] for active in self._rows], device=slots.device),
             attention_mask=slots.mask(self.model.dtype),
-            position_ids=slots.positions[:, None],
+            position_ids=slots.rotary_positions[:, None],
             past_key_values=slots,
             use_cache=True,
         ).logits[:, -1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from routing_experts.data.collate import Collator
-from routing_experts.data.encode import Encoded, Encoder
+from routing_experts.data.encode import TOKEN_TYPES, Encoded, Encoder
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import RequestError
 from routing_experts.inference.generate import NOT_FOR_GENERATE, to_model
@@ -19,6 +19,7 @@ from routing_experts.inference.requests import Request
 from routing_experts.inference.slots import Past, pasts_of
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
+from routing_experts.models.families import family_of
 from routing_experts.models.options import RoutingOptions, bias_rows, refuse_for_dense, route_rows, settle
 
 
@@ -123,11 +124,6 @@ class Prefiller:
                 f"request {request.id}: {length} token ids, but a prompt has one at least and the model knows 0 to "
                 f"{self.vocabulary - 1}. Encode it with the model's own processor."
             )
-        if encoded.token_types is not None and encoded.vision:
-            raise RequestError(
-                f"request {request.id}: a picture for a {self.model.config.model_type} model, where pictures stand on "
-                "a grid of positions, which the engine does not follow. Use model.generate, or `roe generate`."
-            )
         if request.sampling.stop and self._encode is None:
             raise RequestError(
                 f"request {request.id}: stop texts for an engine without a processor: it reads no text. Give the "
@@ -157,10 +153,23 @@ class Prefiller:
         batch = self._collate([prompt.encoded for prompt in prompts])
         batch = to_model({name: t for name, t in batch.items() if name not in NOT_FOR_GENERATE}, self.model)
         cache = RoutedCache(self.model.config, together([prompt.routing for prompt in prompts]))
-        # Decoding counts on from the real tokens, so padding must not count here either.
-        positions_BT = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
-        output = self.model(**batch, position_ids=positions_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1], pasts_of(cache, [prompt.length for prompt in prompts])
+        positions, shifts = self._positions(batch)
+        output = self.model(**batch, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1], pasts_of(cache, [prompt.length for prompt in prompts], shifts)
+
+    def _positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
+        """Positions [B, T], or [3, B, T] on a grid, and each row's ``Past.shift``.
+
+        Decoding counts on from the real tokens, so padding must not count here either.
+        """
+        mask = batch["attention_mask"]
+        if not family_of(self.model).grid_positions:
+            return (mask.cumsum(1) - 1).clamp_min(0), [0] * len(mask)
+        types = batch.get(TOKEN_TYPES, torch.zeros_like(mask))
+        positions, shift_B1 = self.model.base_model.get_rope_index(
+            batch["input_ids"], types, image_grid_thw=batch.get("image_grid_thw"), attention_mask=mask
+        )
+        return positions, shift_B1[:, 0].tolist()
 
 
 def together(options: Sequence[RoutingOptions]) -> RoutingOptions:

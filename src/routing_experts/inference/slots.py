@@ -32,12 +32,14 @@ class Past:
         length: its tokens.
         route: keep flags, a layer each.
         keys, values: [H, length, E] a layer; None where the route skips.
+        shift: what a next token's position is beside its number; not 0 where pictures' tokens share positions.
     """
 
     length: int
     route: tuple[bool, ...]
     keys: list[Tensor | None]
     values: list[Tensor | None]
+    shift: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -45,12 +47,13 @@ class Past:
         return tensor_bytes((*self.keys, *self.values))
 
 
-def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:
+def pasts_of(cache: RoutedCache, lengths: Sequence[int], shifts: Sequence[int]) -> list[Past]:
     """A prefilled batch's cache, taken apart; left padding is left behind.
 
     Args:
         cache: of the prefill.
         lengths: real tokens of each row.
+        shifts: see ``Past``.
     """
     routes = cache.route  # none where the model does not route: it ran all layers
     flags = [(True,) * len(cache.layers)] * len(lengths) if routes is None else [tuple(row) for row in routes.tolist()]
@@ -63,7 +66,7 @@ def pasts_of(cache: RoutedCache, lengths: Sequence[int]) -> list[Past]:
             slot = row if layer.keep is None else int(layer.keep[:row].sum())
             keys.append(layer.keys[slot, :, -length:].clone() if kept and layer.keys is not None else None)
             values.append(layer.values[slot, :, -length:].clone() if kept and layer.values is not None else None)
-        pasts.append(Past(length, flags[row], keys, values))
+        pasts.append(Past(length, flags[row], keys, values, shifts[row]))
     return pasts
 
 
@@ -237,7 +240,8 @@ class SlotCache(RoutedCache):
             )
         self.num_slots, self.capacity, self.device, self.graphs = num_slots, capacity, device, graphs
         self.lengths: list[int] = []
-        self._positions = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.shifts: list[int] = []
+        self._positions, self._shifts = (torch.zeros(num_slots, dtype=torch.long, device=device) for _ in range(2))
         self.numbers = torch.arange(num_slots, device=device)
         self.longest = 0
         self.layers: list[SlotLayer] = [  # type: ignore[assignment]
@@ -249,6 +253,11 @@ class SlotCache(RoutedCache):
     def positions(self) -> Tensor:
         """Where each row's new token goes, [B]."""
         return self._positions[: len(self.lengths)]
+
+    @property
+    def rotary_positions(self) -> Tensor:
+        """The position of each row's new token, [B]."""
+        return self.positions + self._shifts[: len(self.lengths)]
 
     @property
     def reach(self) -> int:
@@ -283,14 +292,16 @@ class SlotCache(RoutedCache):
                 layer.leave(row, row)
             raise
         self.lengths.append(past.length)
+        self.shifts.append(past.shift)
 
     def leave(self, row: int) -> None:
         """Removes a row; the last row takes its number. ``refresh`` when all have left that leave."""
         last = len(self.lengths) - 1
         for layer in self.layers:
             layer.leave(row, last)
-        self.lengths[row] = self.lengths[last]
-        self.lengths.pop()
+        for numbers in (self.lengths, self.shifts):
+            numbers[row] = numbers[last]
+            numbers.pop()
 
     def advance(self) -> None:
         """Counts the step that every row has taken."""
@@ -310,7 +321,8 @@ class SlotCache(RoutedCache):
 
     def refresh(self) -> None:
         """Looks anew which rows stand where, after rows came or went."""
-        self.positions.copy_(torch.tensor(self.lengths, dtype=torch.long))
+        for held, numbers in ((self._positions, self.lengths), (self._shifts, self.shifts)):
+            held[: len(numbers)] = torch.tensor(numbers, dtype=torch.long)
         self.longest = max(self.lengths, default=0)
         for layer in self.layers:
             layer.refresh()
