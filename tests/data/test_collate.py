@@ -62,3 +62,26 @@ def test_encoded_digits_make_a_batch(processor):
     assert len(batch["pixel_values"]) == len(pictured)
     for row, one in enumerate(encoded):
         assert torch.equal(batch["input_ids"][row][batch["attention_mask"][row].bool()], one.input_ids)
+
+
+def test_a_batch_without_pictures_gets_one_that_nobody_sees(processor):
+    """Guards processes that train together: the tower runs for all, and the batch's own tokens stay as they are."""
+    encoder = Encoder(processor)
+    task = DigitsTask(text_share=1.0)
+    texts = [encoder(task[index]) for index in range(3)]
+    stand_in = encoder.stand_in()
+    plain, batch = Collator(0)(texts), Collator(0, stand_in=stand_in)(texts)
+    length, count = plain["input_ids"].shape[1], len(stand_in.input_ids)
+    assert count == (stand_in.input_ids == processor.image_token_id).sum() > 0
+    assert (batch["input_ids"] == processor.image_token_id).sum() == count
+    for name in ("input_ids", "attention_mask", "labels", "segment_ids"):
+        seen = batch["attention_mask"][:, :length].bool()
+        assert torch.equal(batch[name][:, :length][seen], plain[name][plain["attention_mask"].bool()])
+    hidden = batch["attention_mask"] == 0
+    assert bool((batch["labels"][hidden] == -100).all() and (batch["segment_ids"][hidden] == -1).all())
+    assert torch.equal(batch["pixel_values"], stand_in.vision["pixel_values"])
+    assert bool(stand_in.vision["pixel_values"].any())
+    with_picture = [*texts, encoder(DigitsTask(text_share=0.0)[0])]
+    assert torch.equal(
+        Collator(0, stand_in=stand_in)(with_picture)["input_ids"], Collator(0)(with_picture)["input_ids"]
+    )

@@ -14,6 +14,7 @@ from routing_experts.errors import MissingExtraError
 from routing_experts.models.families import known_families
 from routing_experts.models.load import load_processor
 from routing_experts.models.spans import segments_from_ids
+from routing_experts.training.parameters import group_of
 from tiny_families import FAMILIES
 from tiny_processors import PROCESSORS
 
@@ -85,6 +86,29 @@ def test_a_batch_is_what_its_dialogues_are_alone(family, processor):
     twice = [encoder(DIALOGUES["one"]), encoder(DIALOGUES["two"])]
     twice[1].vision["pixel_values"] = twice[1].vision["pixel_values"] + 1
     assert not torch.equal(logits(twice)[1], logits([encoder(DIALOGUES[name]) for name in ("one", "two")])[1])
+
+
+def test_a_stand_in_picture_reaches_the_tower_and_nothing_else(family, processor):
+    """Guards batches without pictures beside others that have some: the projector is called and gets zero gradients,
+    and the dialogues' logits are what they were."""
+    vocabulary = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 1024}
+    model = FAMILIES[family](image=processor.image_token_id, dtype=torch.float64, **vocabulary)
+    encoder, pad = Encoder(processor), processor.tokenizer.pad_token_id
+    texts = [encoder(DIALOGUES["text"]), encoder(Record("short", (Turn("Add 3.", "3"),)))]
+    projector = [p for name, p in model.named_parameters() if group_of(name) == "projector"]
+
+    def logits(collate: Collator) -> torch.Tensor:
+        batch = collate(texts)
+        real = batch["attention_mask"].bool()
+        given = {n: t.double() if n == "pixel_values" else t for n, t in batch.items()}
+        out = model(**{n: t for n, t in given.items() if n not in ("labels", "segment_ids", "example_keys")}).logits
+        return out[real]
+
+    plain, stood_in = logits(Collator(pad)), logits(Collator(pad, stand_in=encoder.stand_in()))
+    torch.testing.assert_close(stood_in, plain, atol=1e-10, rtol=0)
+    stood_in.square().sum().backward()
+    assert projector
+    assert all(p.grad is not None and not bool(p.grad.any()) for p in projector)
 
 
 def test_smaller_pictures_are_filled_up():

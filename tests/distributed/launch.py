@@ -27,6 +27,7 @@ def recipe(
     processes: int = 1,
     lora: dict[str, Any] | None = None,
     held_out: int = 0,
+    text_share: float = 0.15,
     **training: Any,
 ) -> Path:
     """A recipe file whose steps take eight dialogues, however many processes share them."""
@@ -36,7 +37,7 @@ def recipe(
         "random_init": True,
         "output": str(folder / name),
         "stages": STAGES,
-        "data": {"source": "digits", "records": 8 * STEPS + held_out, "held_out": held_out},
+        "data": {"source": "digits", "records": 8 * STEPS + held_out, "held_out": held_out, "digits": {"text_share": text_share}},
         "training": common | {"logging_steps": 1} | training,
         "lora": lora,
     }

@@ -110,6 +110,15 @@ def test_low_rank_updates_train_under_any_engine(path, tmp_path):
 
 
 @needs_deepspeed
+@pytest.mark.parametrize("engine", ["zero2", "zero3", None])
+def test_batches_without_pictures_do_not_part_the_processes(engine, tmp_path):
+    """Guards mixtures with text: a process whose dialogues have no picture calls the vision tower as the others do."""
+    finished(training([sys.executable], recipe(tmp_path, "alone", text_share=0.8)))
+    finished(training(torchrun(2), recipe(tmp_path, "run", 2, text_share=0.8, sharding=engine)))
+    assert_is_the_run(tmp_path / "run", log(tmp_path / "alone"))
+
+
+@needs_deepspeed
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_processes_ask_held_out_records_together(engine, tmp_path):
     """Guards evaluation of sharded weights: processes whose records take different routes call the same modules."""

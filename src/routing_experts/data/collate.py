@@ -53,21 +53,26 @@ class Collator:
     Args:
         pad_token_id: fills ``input_ids``; no loss or attention falls on it.
         padding_side: ``right`` for training, ``left`` for generation.
+        stand_in: what a batch without pictures gets as padding (``Encoder.stand_in``): of processes that train
+            together, all have to call the vision tower, or none.
     """
 
-    def __init__(self, pad_token_id: int, padding_side: str = "right") -> None:
+    def __init__(self, pad_token_id: int, padding_side: str = "right", stand_in: Encoded | None = None) -> None:
         assert padding_side in ("left", "right")
-        self.pad_token_id, self.padding_side = pad_token_id, padding_side
+        assert stand_in is None or padding_side == "right"
+        self.pad_token_id, self.padding_side, self.stand_in = pad_token_id, padding_side, stand_in
 
     def __call__(self, dialogues: Sequence[Encoded]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], ``example_keys`` [B], pictures.
 
         ``mm_token_type_ids`` [B, T] too where the family takes them.
         """
+        if self.stand_in is not None and not any(dialogue.vision for dialogue in dialogues):
+            dialogues = _with_stand_in(dialogues, self.stand_in)
         longest = max(len(dialogue.input_ids) for dialogue in dialogues)
         batch = {
             "input_ids": self._pad([d.input_ids for d in dialogues], longest, self.pad_token_id),
-            "attention_mask": self._pad([torch.ones_like(d.input_ids) for d in dialogues], longest, 0),
+            "attention_mask": self._pad([(d.segment_ids != PADDING).long() for d in dialogues], longest, 0),
             "labels": self._pad([d.labels for d in dialogues], longest, IGNORED),
             "segment_ids": self._pad([d.segment_ids for d in dialogues], longest, PADDING),
         }
@@ -84,6 +89,19 @@ class Collator:
             else:
                 padded[row, length - len(tensor) :] = tensor
         return padded
+
+
+def _with_stand_in(dialogues: Sequence[Encoded], stand_in: Encoded) -> list[Encoded]:
+    """The shortest dialogue gets the picture behind it."""
+    shortest = min(range(len(dialogues)), key=lambda row: len(dialogues[row].input_ids))
+    behind = dialogues[shortest]
+    pairs = {
+        name: torch.cat([getattr(behind, name), getattr(stand_in, name)])
+        for name in ("input_ids", "labels", "segment_ids")
+    }
+    types = None if stand_in.token_types is None else torch.cat([_token_types(behind), stand_in.token_types])
+    longer = Encoded(behind.id, **pairs, vision=stand_in.vision, token_types=types)
+    return [longer if row == shortest else dialogue for row, dialogue in enumerate(dialogues)]
 
 
 def _token_types(dialogue: Encoded) -> Tensor:

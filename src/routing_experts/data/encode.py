@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2.exceptions import TemplateError
+from PIL import Image
 from torch import Tensor
 
 from routing_experts.data.images import load_image
 from routing_experts.data.prompts import Prompt, image_token, render
-from routing_experts.data.records import Record, Turn
+from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import PromptError, RecordError
-from routing_experts.models.spans import CONTEXT, question_segment
+from routing_experts.models.spans import CONTEXT, PADDING, question_segment
 from routing_experts.nn.losses import IGNORED
 
+STAND_IN_SIDE = 64  # pixels: no processor's least, and white, since some leave black pictures out
 TOKEN_TYPES = "mm_token_type_ids"  # transformers' name
 _NOT_VISION = frozenset({"attention_mask", "token_type_ids", TOKEN_TYPES})
 
@@ -101,6 +103,18 @@ class Encoder:
         types = torch.from_numpy(np.asarray(features[TOKEN_TYPES][0])) if TOKEN_TYPES in features else None
         input_ids, labels, segments = map(torch.from_numpy, (ids_T, labels_T, segments_T))
         return Encoded(record.id, input_ids, labels, segments, vision, types)
+
+    def stand_in(self) -> Encoded:
+        """A white picture's tokens alone, as padding: for batches without pictures whose tower has to run all the same.
+
+        Nothing attends to them, and no loss falls on them.
+        """
+        question = Turn(IMAGE_PLACEHOLDER, "")
+        encoded = self(Record("stand-in", (question,), (Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE), "white"),)))
+        ids = encoded.input_ids[encoded.input_ids == self.image_token_id]
+        types = None if encoded.token_types is None else torch.zeros_like(ids)
+        ignored, padding = torch.full_like(ids, IGNORED), torch.full_like(ids, PADDING)
+        return Encoded(encoded.id, ids, ignored, padding, encoded.vision, types)
 
     def _segments(self, prompt: Prompt, ids_T: np.ndarray, name: str) -> np.ndarray:
         """Segments of the processor's ids, by the characters of the text that it read them from."""

@@ -242,7 +242,7 @@ def _train_stage(
         args=training_arguments(recipe, model),
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
-        data_collator=Collator(processor.tokenizer.pad_token_id or 0),
+        data_collator=_collator(processor, datasets[0]),
         callbacks=[*callbacks, StopAt(end, keep=not is_last)],
     )
     trainer.remove_callback(PrinterCallback)  # the bar and the log say it better
@@ -256,6 +256,12 @@ def _train_stage(
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing what all go on from
     return trainer, last_complete(RunFolder(recipe.output).checkpoints) or last
+
+
+def _collator(processor: Any, dataset: EncodedDataset) -> Collator:
+    """Batches; where processes train together, none may go without the vision tower while others call it."""
+    stand_in = dataset.encoder.stand_in() if num_processes() > 1 else None
+    return Collator(processor.tokenizer.pad_token_id or 0, stand_in=stand_in)
 
 
 def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
