@@ -248,3 +248,20 @@ def test_wrong_usage_is_told_from_mistakes(roe):
     """Guards exit codes: 2 for what the command line itself refuses."""
     assert roe("evaluate", "x", "--questions", "0")[0] == 2
     assert roe("no-such-verb")[0] == 2
+
+
+def test_an_estimate_trains_nothing(roe, tmp_path, monkeypatch):
+    """Guards the table and its JSON: every stage by every way to tune, the recipe's own marked, and no folder made."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["train", "quickstart", "--estimate", "--tokens", "32", "--set", "training.batch_size=2"]
+    code, said, _ = roe(*asked)
+    assert code == 0
+    assert "full *" in said
+    assert "batch 2, 32 tokens, fp32" in " ".join(said.split())
+    code, said, _ = roe(*asked, "--json")
+    found = json.loads(said)
+    assert (code, found["method"], found["processes"]) == (0, "full", 1)
+    stages = ["adapter_warmup", "router_warmup", "instruction_tuning"]
+    assert [row["stage"] for row in found["bytes"]] == stages * 4
+    assert all(row["total"] > row["weights"] > 0 for row in found["bytes"])
+    assert not list(tmp_path.iterdir())

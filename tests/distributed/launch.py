@@ -37,7 +37,12 @@ def recipe(
         "random_init": True,
         "output": str(folder / name),
         "stages": STAGES,
-        "data": {"source": "digits", "records": 8 * STEPS + held_out, "held_out": held_out, "digits": {"text_share": text_share}},
+        "data": {
+            "source": "digits",
+            "records": 8 * STEPS + held_out,
+            "held_out": held_out,
+            "digits": {"text_share": text_share},
+        },
         "training": common | {"logging_steps": 1} | training,
         "lora": lora,
     }
