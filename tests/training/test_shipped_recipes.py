@@ -76,7 +76,12 @@ def test_a_shipped_recipe_trains_through_its_stages(name, data, start, watched, 
     if "lora" in name:
         pytest.importorskip("peft")
     model, processor = start(FAMILY_OF[name])
-    machine = {"training.steps": 3, "training.batch_size": 3, "training.accumulation": 2, "training.precision": "fp32"}
+    machine = {
+        "training.steps": 3,
+        "training.batch_size": 3,
+        "training.records_a_step": 6,
+        "training.precision": "fp32",
+    }
     machine |= {"training.sharding": None, "output": str(tmp_path / "run")}
     recipe = load_recipe(name, model | data | machine)
     assert recipe.training.gradient_checkpointing
