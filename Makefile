@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu stages compiled calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu stages memory scale compiled calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ bench-gpu: setup ## the same with LLaVA-1.5-7B's shapes on a CUDA device
 
 stages: setup ## time a training step of each stage beside dense fine-tuning
 	$(BIN)/python benchmarks/stages.py
+
+memory: setup ## measure what training steps take of memory beside what is counted; a quarter of an hour
+	$(BIN)/python benchmarks/memory.py
+
+scale: setup ## train LoRA and distillation on the digits beside full tuning, three seeds; hours, in shards of 50 minutes
+	$(BIN)/roe study scale --minutes 50 --json benchmarks/results/scale.json
 
 compiled: setup ## time a decoding step with and without compiled layers on a CPU
 	$(BIN)/python benchmarks/compiled.py

@@ -1,5 +1,7 @@
 """Recipes: what ships is sound, and a mistake in one is found before anything is loaded, naming the setting."""
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -236,4 +238,35 @@ def test_where_curves_go_is_checked_before_anything_is_loaded(tmp_path, monkeypa
     of = load_recipe("digits", {"training.report_to": ["wandb"], "output": str(tmp_path / "run")})
     with pytest.raises(MissingExtraError, match="pip install wandb"):
         run.train(of)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dialogues_of_a_step_say_how_many_batches_a_process_sums(tmp_path, monkeypatch):
+    """Guards recipes that any number of processes trains alike, and the message where one cannot."""
+    of = TrainingSettings(batch_size=4, records_a_step=96)
+    assert [of.accumulation_on(processes) for processes in (1, 2, 3, 8)] == [24, 12, 8, 3]
+    assert TrainingSettings(accumulation=3).accumulation_on(5) == 3
+    with pytest.raises(ConfigError, match="Give one of them"):
+        TrainingSettings(records_a_step=96, accumulation=2)
+    monkeypatch.setattr(run, "num_processes", lambda: 5)
+    with pytest.raises(ConfigError, match=r"records_a_step=96 on 5 processes of batch_size=4: they take 20"):
+        run.train(load_recipe(written(tmp_path, output=str(tmp_path / "run"), training=asdict(of))))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "told"),
+    [
+        ({"training": {"steps": 10, "sharding": "zero3_offload"}}, "deepspeed", r"routing-experts\[deepspeed\]"),
+        ({"lora": {}}, "peft", r"routing-experts\[lora\]"),
+        ({"lora": {}, "quantization": "4bit"}, "bitsandbytes", r"routing-experts\[quant\]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_missing_extra_is_told_before_anything_is_loaded(changes, missing, told, tmp_path, monkeypatch):
+    """Guards minutes of loading: the message says which pip command mends it."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(run, "make_model", lambda *loads: pytest.fail("a model was loaded"))
+    with pytest.raises(MissingExtraError, match=told):
+        run.train(load_recipe(written(tmp_path, output=str(tmp_path / "run"), **changes)))
     assert not (tmp_path / "run").exists()
