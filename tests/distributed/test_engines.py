@@ -110,6 +110,19 @@ def test_low_rank_updates_train_under_any_engine(path, tmp_path):
 
 
 @needs_deepspeed
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2", None])
+def test_sixteen_bits(engine, lora, tmp_path):
+    """Guards bf16, where engines keep and compute in precisions of their own: near the run in 32 bits."""
+    finished(training([sys.executable], recipe(tmp_path, "alone", lora=lora)))
+    of = recipe(tmp_path, "run", 2, lora=lora, sharding=engine, precision="bf16")
+    finished(training(torchrun(2), of, engine))
+    for line, expected in zip(log(tmp_path / "run"), log(tmp_path / "alone"), strict=True):
+        assert line.ce == pytest.approx(expected.ce, abs=0.03)
+    assert is_routed(from_pretrained(tmp_path / "run" / "model"))
+
+
+@needs_deepspeed
 @pytest.mark.parametrize("engine", ["zero2", "zero3", None])
 def test_batches_without_pictures_do_not_part_the_processes(engine, tmp_path):
     """Guards mixtures with text: a process whose dialogues have no picture calls the vision tower as the others do."""

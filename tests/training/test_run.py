@@ -20,6 +20,7 @@ from routing_experts.data.digits import DigitsTask
 from routing_experts.errors import InterruptedRunError
 from routing_experts.evaluation.questions import digits_questions, records_of
 from routing_experts.inference.generate import prompt_batches
+from routing_experts.models.checkpoint import is_roe_key
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import from_pretrained, load_processor
 from routing_experts.training import run
@@ -206,6 +207,17 @@ def test_lora_trains_beside_routing(watched, tmp_path):
     assert is_routed(loaded)
     assert not [name for name, _ in loaded.named_parameters() if "lora" in name]
     assert_same_weights(loaded, trained.model)
+
+
+def test_low_rank_updates_in_sixteen_bits(watched, tmp_path):
+    """Guards LoRA's memory: the frozen base in 16 bits, what trains in 32, and a result in the base's precision."""
+    pytest.importorskip("peft")
+    trained = quiet_run(recipe_from_dict(settings(tmp_path, precision="bf16") | {"lora": {"rank": 4}}))
+    for name, tensor in watched()[-1].before.items():
+        trains = "lora_" in name or is_roe_key(name)
+        assert tensor.dtype == (torch.float32 if trains else torch.bfloat16), name
+    assert {parameter.dtype for parameter in trained.model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in from_pretrained(tmp_path / "model").parameters()} == {torch.bfloat16}
 
 
 def test_a_broken_lora_run_resumes_to_the_same_weights(tmp_path):

@@ -26,7 +26,7 @@ def train(
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="For --estimate: how many train together.")] = 1,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="For --estimate: a dialogue's, pictures included; data.max_length.")
+        int | None, typer.Option(min=2, help="For --estimate: a dialogue's length; the recipe's longest by default.")
     ] = None,
     json: AsJson = False,
 ) -> None:

@@ -74,6 +74,12 @@ class _LayerCall:
         self.is_routed = "skip_down" in layer._modules
         self.slot: RoutedCacheLayer | None = cache.layers[self.index] if isinstance(cache, RoutedCache) else None
 
+    def routing_tokens(self, hidden: Tensor) -> Tensor | None:
+        """Those that enter this layer, in the precision of its hidden states: what trains may be kept in more."""
+        assert self.routing is not None
+        tokens = self.routing.tokens.get(self.index)
+        return None if tokens is None else tokens.to(hidden.dtype)
+
     def follow(self, hidden: Tensor) -> Tensor:
         """A decoding step: the route that the prefill chose and the cache holds."""
         if self.slot is None:
@@ -95,7 +101,7 @@ class _LayerCall:
         """Decides for each row, then runs the layer on the rows that keep it, the adapter on the others."""
         assert self.routing is not None
         routing = self.routing
-        tokens = routing.tokens.get(self.index)
+        tokens = self.routing_tokens(hidden)
         if not self.is_routed:
             return self.run_all(hidden)
         keep = self._decide(tokens)
@@ -169,7 +175,7 @@ class _LayerCall:
     def run_all(self, hidden: Tensor) -> Tensor:
         """Every row runs; routing tokens come along while a later layer needs them."""
         assert self.routing is not None
-        tokens = self.routing.tokens.get(self.index)
+        tokens = self.routing_tokens(hidden)
         if tokens is None or not self.routing.carries_after(self.index):
             return self.run_rows(hidden)
         ran, ran_tokens = self.run_both(hidden, tokens)

@@ -30,7 +30,7 @@ def mix(call: Any, hidden: Tensor) -> Tensor:
     routing: RoutingContext = call.routing
     gate = routing.gate
     assert gate is not None
-    tokens = routing.tokens.get(call.index)
+    tokens = call.routing_tokens(hidden)
     if not gate.asks_router:
         return _choose(call, hidden, gate)
     assert tokens is not None

@@ -47,7 +47,7 @@ def routed_model_class(base: type) -> type:
         if routing is None:
             return base_forward(self, **kwargs)
         if routing.carries_tokens and 0 not in routing.tokens:
-            routing.start(self.routing_tokens.to(self.get_input_embeddings().weight.dtype))
+            routing.start(self.routing_tokens)
         return base_forward(self, routing=routing, **kwargs)
 
     @functools.wraps(base_generate)
