@@ -61,7 +61,7 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
     Args:
         name_or_path: ``pocket``, a folder, or a hub name.
         random_init: fresh weights of that configuration.
-        **kwargs: for ``from_pretrained`` (``dtype``, ``device_map`` …).
+        **kwargs: for ``from_pretrained`` (``dtype``, ``device_map`` …); random weights heed ``dtype`` alone.
 
     Raises:
         CheckpointError: if there are no safetensors weights, or they cannot be read.
@@ -69,7 +69,7 @@ def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any
     source = resolve(name_or_path)
     model_class, config = _class_of(source)
     if random_init:
-        return _named(model_class(config), name_or_path)
+        return _named(model_class(config).to(kwargs.get("dtype")), name_or_path)
     if Path(source).is_dir() and not any(Path(source).glob("*.safetensors.index.json")):
         check_no_pickle(Path(source), "model.safetensors")
     try:
