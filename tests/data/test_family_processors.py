@@ -10,7 +10,7 @@ from routing_experts.data.collate import Collator
 from routing_experts.data.encode import IGNORED, Encoded, Encoder
 from routing_experts.data.markers import find_markers
 from routing_experts.data.records import Record, Turn
-from routing_experts.errors import MissingExtraError
+from routing_experts.errors import MissingExtraError, RecordError
 from routing_experts.models.families import known_families
 from routing_experts.models.load import load_processor
 from routing_experts.models.spans import segments_from_ids
@@ -111,6 +111,28 @@ def test_a_stand_in_picture_reaches_the_tower_and_nothing_else(family, processor
     assert all(p.grad is not None and not bool(p.grad.any()) for p in projector)
 
 
+def test_a_stand_in_is_one_picture_however_a_processor_cuts_it(processor):
+    """Guards text-only batches against a processor that makes many tiles of one picture, and against max_length."""
+    encoder = Encoder(processor, max_length=2)
+    stand_in = encoder.stand_in()
+    assert encoder.max_length == 2
+    if "pixel_attention_mask" in stand_in.vision:
+        assert stand_in.vision["pixel_values"].shape[:2] == (1, 1)
+        with_tiles = Encoder(processor)(Record("white", (ASK,), (Image.new("RGB", (64, 64), "white"),)))
+        num_pictures = with_tiles.vision["pixel_values"].shape[1]
+        assert num_pictures > 1
+        in_dialogue = int((with_tiles.input_ids == processor.image_token_id).sum())
+        assert len(stand_in.input_ids) == in_dialogue // num_pictures
+
+
+def test_what_a_processor_refuses_names_its_record(family, processor):
+    """Guards a run of hours: the message says which record it was."""
+    if family != "qwen2_5_vl":
+        pytest.skip("takes any shape")
+    with pytest.raises(RecordError, match=r"record thin: the processor refuses it \(absolute aspect ratio"):
+        Encoder(processor)(Record("thin", (ASK,), (Image.new("RGB", (1000, 4)),)))
+
+
 def test_smaller_pictures_are_filled_up():
     """Guards pictures by dialogue that differ in number and size: zeros fill, and the mask says so."""
     dialogues = []
@@ -131,8 +153,10 @@ def test_a_saved_processor_loads_with_pil_pictures_or_says_what_it_needs(family,
     """Guards families whose processors also take videos: a hint without torchvision, never a traceback."""
     FAMILIES[family](image=processor.image_token_id).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    if family == "idefics3" or find_spec("torchvision"):
+    needed = {"idefics3": (), "qwen2_5_vl": ("torchvision",), "smolvlm": ("torchvision", "num2words")}[family]
+    lacking = [name for name in needed if find_spec(name) is None]
+    if not lacking:
         assert type(load_processor(tmp_path).image_processor) is type(processor.image_processor)
         return
-    with pytest.raises(MissingExtraError, match=r"videos as well, needs torchvision\. Install it"):
+    with pytest.raises(MissingExtraError, match=f"videos as well, needs {lacking[0]}"):
         load_processor(tmp_path)

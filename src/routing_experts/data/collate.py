@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from routing_experts.data.encode import TOKEN_TYPES, Encoded, Encoder
+from routing_experts.data.encode import BY_DIALOGUE, TOKEN_TYPES, Encoded, Encoder
 from routing_experts.models.spans import PADDING
 from routing_experts.nn.losses import IGNORED
-
-BY_DIALOGUE = "pixel_attention_mask"  # comes with pictures that are laid out by dialogue
 
 
 class EncodedDataset(Dataset):

@@ -3,7 +3,9 @@
 T tokens, counted after the processor has written each picture's tokens in place of its placeholder.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -21,7 +23,8 @@ from routing_experts.errors import PromptError, RecordError
 from routing_experts.models.spans import CONTEXT, PADDING, question_segment
 from routing_experts.nn.losses import IGNORED
 
-STAND_IN_SIDE = 64  # pixels: no processor's least, and white, since some leave black pictures out
+STAND_IN_SIDE = 64  # pixels; white, since zeros after normalising are Idefics' padding
+BY_DIALOGUE = "pixel_attention_mask"  # comes with pictures that are laid out by dialogue, [1, pictures, …]
 TOKEN_TYPES = "mm_token_type_ids"  # transformers' name
 _NOT_VISION = frozenset({"attention_mask", "token_type_ids", TOKEN_TYPES})
 
@@ -87,9 +90,15 @@ class Encoder:
             )
         images = [load_image(image, record.id) for image in record.images]
         bos = adds_special_tokens(self.processor, prompt.text)
-        features = self.processor(
-            text=[prompt.text], images=images or None, add_special_tokens=bos, return_text_replacement_offsets=True
-        )
+        try:
+            features = self.processor(
+                text=[prompt.text], images=images or None, add_special_tokens=bos, return_text_replacement_offsets=True
+            )
+        except ValueError as error:
+            raise RecordError(
+                f"record {record.id}: the processor refuses it ({error}). Mend the text or the picture, or leave the "
+                "record out."
+            ) from error
         written = features.pop("text_replacement_offsets", None) or [[]]
         ids_T = np.asarray(features.pop("input_ids")[0])
         if len(ids_T) > self.max_length:
@@ -110,11 +119,17 @@ class Encoder:
         Nothing attends to them, and no loss falls on them.
         """
         question = Turn(IMAGE_PLACEHOLDER, "")
-        encoded = self(Record("stand-in", (question,), (Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE), "white"),)))
-        ids = encoded.input_ids[encoded.input_ids == self.image_token_id]
+        picture = Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE), "white")
+        unlimited = copy(self)
+        unlimited.max_length = sys.maxsize  # padding is no part of a dialogue's length
+        encoded = unlimited(Record("stand-in", (question,), (picture,)))
+        ids, vision = encoded.input_ids[encoded.input_ids == self.image_token_id], encoded.vision
+        if BY_DIALOGUE in vision:  # a picture may be cut into many; the first is enough
+            ids = ids[: len(ids) // vision[BY_DIALOGUE].shape[1]]
+            vision = {name: tensor[:, :1] for name, tensor in vision.items()}
         types = None if encoded.token_types is None else torch.zeros_like(ids)
         ignored, padding = torch.full_like(ids, IGNORED), torch.full_like(ids, PADDING)
-        return Encoded(encoded.id, ids, ignored, padding, encoded.vision, types)
+        return Encoded(encoded.id, ids, ignored, padding, vision, types)
 
     def _segments(self, prompt: Prompt, ids_T: np.ndarray, name: str) -> np.ndarray:
         """Segments of the processor's ids, by the characters of the text that it read them from."""
@@ -125,7 +140,8 @@ class Encoder:
             raise PromptError(
                 f"record {name}: from token {where} on ({ids_T[where : where + 4].tolist()} instead of "
                 f"{read_T[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
-                "Routing needs a processor that says what it writes."
+                "Routing reads from it what it writes for each picture: it has to heed "
+                "return_text_replacement_offsets=True, as transformers' own do. Use one of those."
             )
         # Answers' edges alternate, start and end, so counting the passed ones gives question 1, answer 1, question 2 …
         # Added tokens have no place in the text: an EOS at the end takes its predecessor's.

@@ -32,6 +32,7 @@ from routing_experts.inference.generate import NOT_FOR_GENERATE, to_model
 from routing_experts.models.cache import RoutedCache, cache_bytes
 from routing_experts.models.convert import is_routed
 from routing_experts.models.dialogue import DialogueCache
+from routing_experts.models.families import family_of
 from routing_experts.models.options import RoutingOptions, refuse_for_dense, settle
 
 POLICIES = ("prefill", "project")
@@ -192,22 +193,23 @@ class ChatSession:
         """What earlier turns left, if the dialogue's ids still begin with it.
 
         They may not: a template may rewrite what came before, and an answer's text need not give the ids again that it
-        was decoded from. Then the whole dialogue is prefilled. So it is where pictures stand on a grid of positions,
-        which transformers finds for whole dialogues, and notes on the model between calls.
+        was decoded from. Then the whole dialogue is prefilled.
         """
         past = self._past
-        on_grid = encoded.token_types is not None
-        if past is None or on_grid or len(encoded.input_ids) <= len(past.ids):
+        if past is None or len(encoded.input_ids) <= len(past.ids):
             return None
         return past if torch.equal(encoded.input_ids[: len(past.ids)], past.ids) else None
 
     def _new_cache(self) -> Any:
         if not is_routed(self.model):
             return DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        follows_project = self.policy == "project" and not self._one_route()
+        follows_project = self._keeps_cache() and not self._one_route()
         return (DialogueCache if follows_project else RoutedCache)(self.model.config, self.routing)
 
     def _keeps_cache(self) -> bool:
+        """Not under M-RoPE: transformers finds its positions for whole dialogues, and notes them on the model."""
+        if family_of(self.model).uses_mrope:
+            return False
         return self.policy == "project" or self._one_route()
 
     def _one_route(self) -> bool:

@@ -163,7 +163,7 @@ class Prefiller:
         Decoding counts on from the real tokens, so padding must not count here either.
         """
         mask = batch["attention_mask"]
-        if not family_of(self.model).grid_positions:
+        if not family_of(self.model).uses_mrope:
             return (mask.cumsum(1) - 1).clamp_min(0), [0] * len(mask)
         types = batch.get(TOKEN_TYPES, torch.zeros_like(mask))
         positions, shift_B1 = self.model.base_model.get_rope_index(

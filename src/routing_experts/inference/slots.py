@@ -164,10 +164,8 @@ class SlotLayer(RoutedCacheLayer):
             assert self._values is not None
             slot, end = self.rows.index(row), len(self.rows) - 1
             if slot != end:
-                length, gone = (
-                    self.cache.lengths[self.rows[end]],
-                    self.cache.lengths[row] + 1,
-                )  # a step may be half done
+                length = self.cache.lengths[self.rows[end]]
+                gone = self.cache.lengths[row] + 1  # a step may be half done
                 for held in (self._keys, self._values):
                     held[slot, :, :length] = held[end, :, :length]
                     held[slot, :, length:gone] = 0

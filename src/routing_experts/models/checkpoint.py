@@ -42,7 +42,8 @@ def fingerprint(model: Any) -> str:
     It tells fine-tuned bases from one another, which shapes do not; norms alone would not, since LoRA leaves them.
     A quantised model's weights are nobody else's, and an outline has none: an empty fingerprint compares with nothing.
     """
-    if any(parameter.is_meta or not parameter.dtype.is_floating_point for parameter in model.parameters()):
+    parameters = list(model.parameters())
+    if all(p.is_meta for p in parameters) or any(not p.dtype.is_floating_point for p in parameters):
         return ""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

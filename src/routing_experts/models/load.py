@@ -30,10 +30,10 @@ def load_processor(name_or_path: str | Path) -> Any:
         CheckpointError: if there is none.
         MissingExtraError: if it needs a package that is not installed, as those of families that take videos do.
     """
-    from transformers import AutoImageProcessor, AutoProcessor
-
     source = resolve(name_or_path)
     try:
+        from transformers import AutoImageProcessor, AutoProcessor
+
         processor = AutoProcessor.from_pretrained(source)
         if hasattr(processor, "image_processor"):  # asked for whole, a PIL backend would be wanted of videos too
             processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
@@ -43,6 +43,11 @@ def load_processor(name_or_path: str | Path) -> Any:
             raise MissingExtraError(
                 f"{source}: its processor, which could take videos as well, needs {' and '.join(lacking)}. Install "
                 f"{'it' if len(lacking) == 1 else 'them'}; torchvision in the build that goes with your torch."
+            ) from error
+        if isinstance(error, ImportError):
+            raise CheckpointError(
+                f"{source}: its processor cannot be imported ({error}). Install what is missing; a torchvision that is "
+                "there has to go with your torch."
             ) from error
         raise CheckpointError(
             f"{source} has no processor that can be loaded ({error}). Save the base model's processor there."

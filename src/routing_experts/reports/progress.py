@@ -4,6 +4,7 @@ import math
 from datetime import datetime
 from pathlib import Path
 
+from routing_experts.errors import ReportError
 from routing_experts.records import LOG_NAME, LogLine, read_log, seconds_left, write_text
 from routing_experts.reports.html import training_drawing
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, render
@@ -41,8 +42,10 @@ class ProgressPage:
         Raises:
             ReportError: if the log cannot be read; a last line that is still being written is left out.
         """
-        state = self._log_state()
-        if state is None or state == self._drawn or not (log := read_log(self.run_dir / LOG_NAME)):
+        state, log = self._read()
+        if not log:
+            self._drawn = None  # a run that was begun anew
+        if state is None or state == self._drawn or not log:
             return False
         note = f"This page follows the log and looks for more every {self.every:g} s."
         self._write(log, state, note, refresh=math.ceil(self.every))
@@ -58,20 +61,23 @@ class ProgressPage:
         Returns:
             Whether there was a line to show.
         """
-        state = self._log_state()
-        if state is None or not (log := read_log(self.run_dir / LOG_NAME)):
+        state, log = self._read()
+        if state is None or not log:
             return False
         finished = "The run is finished; roe evaluate and roe report put what it reached in this page's place."
         self._write(log, state, finished if is_finished else "This page follows the run no longer.", refresh=None)
         return True
 
-    def _log_state(self) -> tuple[int, int] | None:
-        """When the log was written last, in nanoseconds, and its bytes; None without a log."""
+    def _read(self) -> tuple[tuple[int, int] | None, list[LogLine]]:
+        """When the log was written last, in nanoseconds, and its bytes; and its lines. None and none without a log."""
+        path = self.run_dir / LOG_NAME
         try:
-            status = (self.run_dir / LOG_NAME).stat()
-        except FileNotFoundError:
-            return None
-        return status.st_mtime_ns, status.st_size
+            status = path.stat()
+            return (status.st_mtime_ns, status.st_size), read_log(path)
+        except (FileNotFoundError, ReportError):
+            if path.is_file():
+                raise
+            return None, []  # there is none yet, or none any more
 
     def _write(self, log: list[LogLine], state: tuple[int, int], note: str, refresh: int | None) -> None:
         last, logged = log[-1], datetime.fromtimestamp(state[0] / 1e9)

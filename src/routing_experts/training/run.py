@@ -127,7 +127,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
         load_weights(model, last)
     datasets = build_datasets(recipe.data, processor)
     _check_size(len(datasets[0]), recipe)
-    started, before = time.monotonic(), _seconds_so_far(folder.log) if last else 0.0
+    started, before = time.monotonic(), _seconds_so_far(folder.log, step_of(last)) if last else 0.0
     trainer: RoETrainer | None = None
     bar = ProgressBar(console, recipe.training.steps, folder.path.name)
     try:
@@ -242,7 +242,7 @@ def _train_stage(
         args=training_arguments(recipe, model),
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
-        data_collator=_collator(processor, datasets[0]),
+        data_collator=_collator(processor, datasets[0], is_sharded(recipe.training.sharding)),
         callbacks=[*callbacks, StopAt(end, keep=not is_last)],
     )
     trainer.remove_callback(PrinterCallback)  # the bar and the log say it better
@@ -258,9 +258,9 @@ def _train_stage(
     return trainer, last_complete(RunFolder(recipe.output).checkpoints) or last
 
 
-def _collator(processor: Any, dataset: EncodedDataset) -> Collator:
-    """Batches; where processes train together, none may go without the vision tower while others call it."""
-    stand_in = dataset.encoder.stand_in() if num_processes() > 1 else None
+def _collator(processor: Any, dataset: EncodedDataset, shared_out: bool) -> Collator:
+    """Batches; of processes that share out weights, none may go without the vision tower while others call it."""
+    stand_in = dataset.encoder.stand_in() if shared_out and num_processes() > 1 else None
     return Collator(processor.tokenizer.pad_token_id or 0, stand_in=stand_in)
 
 
@@ -335,9 +335,10 @@ def _leaves_parameters_unused(recipe: Recipe) -> bool:
     return trains_vision or (recipe.is_routed and recipe.roe.gate in CONTROL_GATES)
 
 
-def _seconds_so_far(log: Path) -> float:
+def _seconds_so_far(log: Path, step: int) -> float:
+    """Of the steps that are kept; what was trained behind the last checkpoint is trained again."""
     lines = read_log(log) if log.is_file() else []
-    return lines[-1].seconds if lines else 0.0
+    return max((line.seconds for line in lines if line.step <= step), default=0.0)
 
 
 def tuned_base(recipe: Recipe) -> Recipe:

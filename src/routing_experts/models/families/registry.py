@@ -20,7 +20,7 @@ class Family:
         model_type: transformers' name of it.
         image_token_attributes: the config's attributes that hold ids of visual tokens; none for text models.
         auto_class: the transformers auto class that loads it.
-        grid_positions: whether a picture's tokens stand on a grid of positions (time, height, width), which the inner
+        uses_mrope: whether a picture's tokens stand on a grid of positions (time, height, width), which the inner
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
         description: one line for ``roe families`` and error messages.
     """
@@ -28,7 +28,7 @@ class Family:
     model_type: str
     image_token_attributes: tuple[str, ...] = ()
     auto_class: str = "AutoModelForImageTextToText"
-    grid_positions: bool = False
+    uses_mrope: bool = False
     description: str = ""
 
     def image_token_ids(self, config: Any) -> tuple[int, ...]:
