@@ -28,7 +28,7 @@ def held_out(output, **training: Any) -> Any:
 
 def test_held_out_records_are_not_trained_on(tmp_path):
     """Guards the split: the first records train, the last are asked, none is both."""
-    trained, asked = build_datasets(held_out(tmp_path).data, load_processor("pocket"))
+    trained, asked = build_datasets(held_out(tmp_path), load_processor("pocket"))
     assert (len(trained), len(asked)) == (32, HELD_OUT)
     ids = [{dataset.records[i].id for i in range(len(dataset))} for dataset in (trained, asked)]
     assert not ids[0] & ids[1]
@@ -49,7 +49,7 @@ def test_they_are_asked_as_inference_would(tmp_path, monkeypatch):
     train(of, Console(file=said))
     (found,) = told
     model = from_pretrained(tmp_path / "model")
-    _, asked = build_datasets(of.data, load_processor("pocket"))
+    _, asked = build_datasets(of, load_processor("pocket"))
     losses, skips = [], []
     for index in range(HELD_OUT):
         batch = Collator(0)([asked[index]])

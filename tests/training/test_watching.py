@@ -42,7 +42,7 @@ def test_tokens_a_second_are_the_batches_own(stages, training, steps_a_line, tic
     """Guards the count against padding, accumulation and logging: eight records, all of them in every step."""
     plain = settings(tmp_path, steps=4, report_to=[], **training) | {"stages": stages}
     of = recipe_from_dict(plain | {"data": {"source": "digits", "records": 8}})
-    dialogues = [build_datasets(of.data, load_processor("pocket"))[0][i] for i in range(8)]
+    dialogues = [build_datasets(of, load_processor("pocket"))[0][i] for i in range(8)]
     num_tokens = sum(len(dialogue.input_ids) for dialogue in dialogues)
     assert Collator(0)(dialogues)["input_ids"].numel() > num_tokens  # there is padding to leave out
     quiet_run(of)

@@ -47,6 +47,8 @@ def train(
         overrides["output"] = output
     settings = load_recipe(recipe, overrides)
     settings = tuned_base(settings) if dense else settings
+    if not estimate and (processes > 1 or tokens is not None):
+        raise typer.BadParameter("--processes and --tokens are for --estimate: a launcher starts processes.")
     if estimate:
         say_memory(settings, processes, tokens, json, say)
         return

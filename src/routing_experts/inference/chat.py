@@ -32,7 +32,7 @@ from routing_experts.inference.generate import NOT_FOR_GENERATE, to_model
 from routing_experts.models.cache import RoutedCache, cache_bytes
 from routing_experts.models.convert import is_routed
 from routing_experts.models.dialogue import DialogueCache
-from routing_experts.models.families import family_of
+from routing_experts.models.families import known_families
 from routing_experts.models.options import RoutingOptions, refuse_for_dense, settle
 
 POLICIES = ("prefill", "project")
@@ -208,7 +208,8 @@ class ChatSession:
 
     def _keeps_cache(self) -> bool:
         """Not under M-RoPE: transformers finds its positions for whole dialogues, and notes them on the model."""
-        if family_of(self.model).uses_mrope:
+        family = known_families().get(self.model.config.model_type)
+        if family is not None and family.uses_mrope:
             return False
         return self.policy == "project" or self._one_route()
 

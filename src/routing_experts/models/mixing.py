@@ -41,14 +41,15 @@ def mix(call: Any, hidden: Tensor) -> Tensor:
     weights = weights.to(hidden.dtype)
     spares = gate.is_hard and torch.is_grad_enabled() and not routing.same_calls
     skip_BT = weights[..., 1].gather(1, routing.turns_BT)
-    rows = _rows_that_run(skip_BT) if spares else None
+    skips_BT = (skip_BT > 0).cpu() if spares else None  # the one wait for the device
+    rows = None if skips_BT is None else _rows_that_run(skips_BT, hidden.device)
     if routing.carries_after(call.index):
         ran, ran_tokens = _run_both(call, hidden, tokens, rows)
         mixed_tokens = ran_tokens.lerp(call.adapt(tokens, normed), weights[..., 1:])
         routing.tokens.setdefault(call.index + 1, mixed_tokens)
     else:
         ran = _run(call, hidden, rows)
-    adapted = _adapt(call, hidden, skip_BT > 0) if spares else call.adapt(hidden)
+    adapted = call.adapt(hidden) if skips_BT is None else _adapt(call, hidden, skips_BT)
     return ran.lerp(adapted, skip_BT[..., None])  # one pass where a weighted sum takes three
 
 
@@ -80,17 +81,21 @@ def _choose(call: Any, hidden: Tensor, gate: GateSettings) -> Tensor:
     return ran.index_put((skipped // hidden.shape[1], skipped % hidden.shape[1]), adapted)
 
 
-def _rows_that_run(skip_BT: Tensor) -> tuple[Tensor, Tensor] | None:
+def _rows_that_run(skips_BT: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """Indices of rows that keep some token and of the others; None if all rows do."""
-    running = ~(skip_BT > 0).all(1).cpu()
+    running = ~skips_BT.all(1)
     running[0] |= not bool(running.any())  # DDP waits for a gradient of every parameter
     if bool(running.all()):
         return None
-    return running.nonzero()[:, 0].to(skip_BT.device), (~running).nonzero()[:, 0].to(skip_BT.device)
+    return running.nonzero()[:, 0].to(device), (~running).nonzero()[:, 0].to(device)
 
 
 def _run(call: Any, hidden: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tensor:
-    """The base layer on all rows; of those that skip it whole, only the value is wanted."""
+    """The base layer on all rows; of those that skip it whole, only the value is wanted.
+
+    The call with gradients comes first, here and below: autocast keeps the 16-bit copies of weights that it makes, and
+    copies that were made without gradients pass none on.
+    """
     if rows is None:
         return call.run_rows(hidden)
     running, others = rows
@@ -115,7 +120,7 @@ def _run_both(call: Any, hidden: Tensor, tokens: Tensor, rows: tuple[Tensor, Ten
 
 def _adapt(call: Any, hidden: Tensor, skips_BT: Tensor) -> Tensor:
     """The skip path of all tokens; of those that keep the layer, only the value is wanted."""
-    flat, skips = hidden.flatten(0, 1), skips_BT.flatten().cpu()
+    flat, skips = hidden.flatten(0, 1), skips_BT.flatten()
     skipped, kept = (mask.nonzero()[:, 0].to(hidden.device) for mask in (skips, ~skips))
     adapted = call.adapt(flat[skipped])
     with torch.no_grad():

@@ -254,7 +254,9 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(set(old) | set(new))
         prefix = f"{where}." if where else ""
-        return [d for name in names for d in _differences(old.get(name), new.get(name), prefix + name)]
+        # A setting that came with a later version, and is off, changes nothing.
+        both = (name for name in names if name in old or new[name])
+        return [d for name in both for d in _differences(old.get(name), new.get(name), prefix + name)]
     return [] if old == new else [f"{where}: {_short(old)} there, {_short(new)} asked for"]
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from routing_experts.data.collate import EncodedDataset, example_key
@@ -52,16 +53,17 @@ class StepLosses:
         bad = ~(means <= self.limit)  # NaN is not below anything
         if not float(accelerator.reduce(bad.any().float(), reduction="sum")):
             return
-        mine = [(float(mean), keys) for mean, (_, keys), is_bad in zip(means, batches, bad, strict=True) if is_bad]
-        raise TrainingError(_told(mine, dataset, step, self.limit))
+        mine = [
+            (float(mean), keys.tolist()) for mean, (_, keys), is_bad in zip(means, batches, bad, strict=True) if is_bad
+        ]
+        # The first process that ends takes the others along: each must be able to say all.
+        raise TrainingError(_told(gather_object(mine), dataset, step, self.limit))
 
 
-def _told(bad: Sequence[tuple[float, Tensor]], dataset: EncodedDataset, step: int, limit: float) -> str:
-    if not bad:
-        return f"step {step}: the loss of another process is no number or has exploded; that process names its records."
-    loss, keys_B = bad[0]
+def _told(bad: Sequence[tuple[float, list[int]]], dataset: EncodedDataset, step: int, limit: float) -> str:
+    loss, keys = bad[0]
     what = "no number" if math.isnan(loss) else f"above {limit:.1f}, twice what guessing costs"
-    names = ", ".join(_ids(dataset, set(keys_B.tolist())))
+    names = ", ".join(_ids(dataset, set(keys)))
     return (
         f"step {step}: the loss is {loss:g}, {what}, on records {names}. Look at these records, and lower "
         "training.learning_rate or training.base_learning_rate. The last whole checkpoint is from before: with the "

@@ -56,6 +56,11 @@ def load_updates(model: Any, folder: Path) -> None:
         )
 
 
+def check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    """Raises ``ConfigError`` if a target is no linear layer of the model's decoder; an outline will do."""
+    _target_names(model, targets)
+
+
 def _target_names(model: Any, targets: tuple[str, ...]) -> list[str]:
     """Whole names of the decoder layers' linear modules that are called as in ``targets``.
 

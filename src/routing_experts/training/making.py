@@ -32,27 +32,38 @@ def make_model(recipe: Recipe, processor: Any) -> Any:
         convert(model, roe, find_markers(processor, recipe.data.prompt_format), seed=recipe.training.seed)
     for name, parameter in model.named_parameters():
         if is_roe_key(name):
-            parameter.data = parameter.data.float()  # what trains is kept in 32 bits, whatever the base is kept in
+            parameter.data = parameter.data.float()  # 32 bits for what trains, whatever the base is kept in
     return model if recipe.lora is None else with_lora(model, recipe.lora)
 
 
 def merged(recipe: Recipe, processor: Any, trained: Mapping[str, Tensor]) -> Any:
-    """What LoRA trained, worked into the base's own weights: loaded anew, neither quantised nor shared out.
-
-    All of it in the precision of the base, so that it answers as it is.
+    """What LoRA trained, worked into the base's own weights: loaded anew in 32 bits, neither quantised nor shared out.
 
     Args:
         recipe: of the run.
         processor: the base's.
         trained: LoRA's updates and the RoE parts, by name.
     """
-    model = make_model(replace(recipe, quantization=None), processor)
+    whole = replace(recipe, quantization=None, training=replace(recipe.training, precision="fp32"))
+    model = make_model(whole, processor)
     report = model.load_state_dict(trained, strict=False)
     lacking = [name for name in report.missing_keys if is_trained_beside(name)]
     assert not lacking, lacking
     assert not report.unexpected_keys, report.unexpected_keys
-    model = model.merge_and_unload()
-    return model.to(model.get_input_embeddings().weight.dtype)
+    return model.merge_and_unload()
+
+
+def save_whole(model: Any, recipe: Recipe, folder: Path) -> None:
+    """Writes a trained model, in the precision that it was trained from: a base that LoRA left in 16 bits stays so.
+
+    The RoE parts are kept in 32 bits all the same; in memory all are of one precision then, so that it answers.
+    """
+    if recipe.lora is None or recipe.training.precision == "fp32":
+        model.save_pretrained(folder)
+        return
+    parts = {name: value.clone() for name, value in model.state_dict().items() if is_roe_key(name)}
+    model.to(torch.bfloat16)
+    model.save_pretrained(folder, state_dict=model.state_dict() | parts)
 
 
 def is_trained_beside(name: str) -> bool:
@@ -109,7 +120,8 @@ def load_weights(model: Any, folder: Path) -> None:
     if base is not model:
         load_updates(model, folder)
     else:
-        report = model.load_state_dict(load_base(folder).state_dict(), strict=False)
+        # ZeRO's checkpoints hold 32 bits under a configuration that names the 16 that it computed in.
+        report = model.load_state_dict(load_base(folder, dtype=torch.float32).state_dict(), strict=False)
         missing = [name for name in report.missing_keys if not is_roe_key(name)]
         if missing or report.unexpected_keys:
             raise CheckpointError(

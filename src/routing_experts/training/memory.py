@@ -2,12 +2,14 @@
 
 Weights, gradients and optimiser state follow from names and shapes. Activations are counted by running one batch
 through forward and backward on tensors without data, and adding up what is alive at a time. Soft gates are counted,
-which compute and keep both paths of every layer: hard ones need less.
+which compute and keep both paths of every layer: hard ones need less. The vision tower's activations are left out:
+where it is frozen, as in all stages of RoE, its layers hold nothing for the backward pass.
 """
 
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,7 +35,9 @@ PACKED_BITS = {"8bit": 8.0, "4bit": 4.127}  # NF4 with scales in eight bits, a b
 GIB = 2**30
 WHOLE, HALF = 4, 2  # bytes a number in 32 and in 16 bits
 MOMENTS = 2
-GATHERED_LAYERS = 2  # the one at work, and the next one, fetched ahead
+GATHERED_LAYERS = 2  # FSDP's: the one at work, and the next one, fetched ahead
+LIVE_NUMBERS = 10**9  # DeepSpeed's stage3_max_live_parameters
+BUCKETS = 2  # of hidden size squared numbers each, as recipes/engines asks for: one fills while the other is sent
 STEP_SCRATCH = 1  # numbers a trained parameter that AdamW on a GPU holds beside its state during the step
 
 
@@ -67,6 +71,8 @@ class StageMemory:
 
 def methods_of(recipe: Recipe) -> dict[str, Recipe]:
     """The recipe's own way of tuning the base, and the others, by name."""
+    if find_spec("peft") is None:
+        return {own_method(recipe): recipe}
     lora = recipe.lora or LoraSettings()
     ways = {
         "full": replace(recipe, lora=None, quantization=None),
@@ -94,7 +100,7 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
         tokens: of a dialogue, pictures included; the data's ``max_length`` by default.
 
     Raises:
-        ConfigError: for a DeepSpeed file, whose stage is not looked up.
+        ConfigError: for a DeepSpeed file, whose settings are not looked up, or if the processes do not divide a step.
         CheckpointError: if there is no such model.
     """
     sharding = recipe.training.sharding
@@ -103,6 +109,7 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
             f"training.sharding={sharding!r}: memory is counted for zero2, zero3, zero3_offload and fsdp2. Estimate "
             "with the one of them that your file is like."
         )
+    recipe.training.accumulation_on(processes)
     length = tokens or recipe.data.max_length
     counted: dict[tuple[bool, str], float] = {}
     for method, way in methods_of(recipe).items():
@@ -121,38 +128,44 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
 
 def _kept(method: str, recipe: Recipe, stage: Stage, model: Any, processes: int) -> StageMemory:
     """All but what a step holds for a moment; of that, the optimiser's scratch."""
-    settings = recipe.training
+    sharding = recipe.training.sharding
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = _weight_bytes(model, recipe)
-    # What trains is kept in 32 bits; DeepSpeed computes in 16 and keeps 32-bit copies beside the moments.
-    copies = settings.precision == "bf16" and settings.sharding not in (None, FSDP)
-    gradients = trained * (HALF if copies else WHOLE)
-    optimizer = trained * WHOLE * (MOMENTS + copies)
+    bytes_a_number = HALF if recipe.training.precision == "bf16" else WHOLE
     scratch = trained * WHOLE * STEP_SCRATCH
-    if settings.sharding is None:
-        return StageMemory(method, stage.name, trained, weights, gradients, optimizer, scratch)
-    offloads = settings.sharding == "zero3_offload"  # the host holds shards and updates them
-    if settings.sharding != "zero2":
-        fetched = GATHERED_LAYERS * max(_bytes_of(layer) for layer in _layers(model))
-        weights = fetched + (0.0 if offloads else weights / processes)
-    shared = [0.0 if offloads else value / processes for value in (optimizer, scratch)]
-    return StageMemory(method, stage.name, trained, weights, gradients / processes, *shared)
+    if sharding is None:
+        gradients = trained * WHOLE * (2 if processes > 1 else 1)  # DDP has them once more, in buckets
+        return StageMemory(method, stage.name, trained, weights, gradients, trained * WHOLE * MOMENTS, scratch)
+    layer = max(sum(p.numel() for p in layer.parameters()) for layer in _layers(model)) * bytes_a_number
+    if sharding == FSDP:
+        state = (trained * WHOLE / processes, trained * WHOLE * MOMENTS / processes, scratch / processes)
+        return StageMemory(method, stage.name, trained, weights / processes + GATHERED_LAYERS * layer, *state)
+    # DeepSpeed keeps 32-bit copies of what trains beside the moments, and buckets that gradients pass through.
+    offloads = sharding == "zero3_offload"  # the host holds shards, gradients' among them, and updates them
+    shared = 0.0 if offloads else 1 / processes
+    buckets = BUCKETS * model.config.get_text_config(decoder=True).hidden_size ** 2 * bytes_a_number
+    if sharding != "zero2":
+        whole = sum(p.numel() for p in model.parameters()) * bytes_a_number
+        weights = weights * shared + max(layer, min(LIVE_NUMBERS * bytes_a_number, whole))
+    gradients = trained * bytes_a_number * shared + buckets
+    optimizer = trained * WHOLE * (MOMENTS + 1) * shared
+    return StageMemory(method, stage.name, trained, weights, gradients, optimizer, scratch * shared)
 
 
 def _outline(recipe: Recipe) -> Any:
-    """The model as the recipe would make it, on the meta device."""
+    """The model as the recipe would make it, on the meta device, in the precision that it is kept in."""
     model = load_outline(recipe.model)
+    half, engine = recipe.training.precision == "bf16", recipe.training.sharding
+    casts_all = half and engine not in (None, FSDP)  # DeepSpeed does, whatever trains
     with torch.device("meta"):
         if recipe.is_routed:
             convert(model, recipe.roe)
-        half = recipe.training.precision == "bf16" and (recipe.lora is not None or recipe.training.sharding is not None)
-        model.to(torch.bfloat16 if half else torch.float32)
+        model.to(torch.bfloat16 if casts_all or (half and recipe.lora is not None) else torch.float32)
         if recipe.lora is not None:
             model = with_lora(model, recipe.lora)
-    if half and recipe.training.sharding is None:
-        for name, parameter in model.named_parameters():
-            if is_trained_beside(name):
-                parameter.data = parameter.data.float()
+    for name, parameter in model.named_parameters():
+        if is_trained_beside(name):
+            parameter.data = parameter.data.to(torch.bfloat16 if casts_all else torch.float32)
     return model
 
 
@@ -184,7 +197,10 @@ def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int) -> 
     model.train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    autocast = settings.precision == "bf16" and settings.sharding is None
+    half = settings.precision == "bf16"
+    autocast = half and settings.sharding is None
+    if half and settings.sharding == FSDP:
+        model.to(torch.bfloat16)  # units are gathered in what they compute with
     accumulates = settings.accumulation > 1 or settings.records_a_step is not None
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model = model.to_empty(device="cpu")
@@ -193,23 +209,34 @@ def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int) -> 
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
             for parameter in trained if accumulates else ():
                 parameter.grad = torch.zeros_like(parameter)
-            _loss(model, ids, stage).backward()
+            _loss(model, ids, stage, settings.distill_coef > 0, autocast).backward()
     # Without accumulation gradients come as activations go.
     return max(0.0, float(live.peak - sum(parameter.nbytes for parameter in trained)))
 
 
-def _loss(model: Any, ids: Tensor, stage: Stage) -> Tensor:
+def _loss(model: Any, ids: Tensor, stage: Stage, distils: bool, autocast: bool) -> Tensor:
     """The objective's largest parts, for dialogues of one turn: soft gates, and cross-entropy over the second half."""
     answers = ids.shape[1] // 2
-    context = {} if stage.gate == "none" else {"routing": _soft_context(model, ids)}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    embeds = base.get_input_embeddings()(ids)
-    logits = base(inputs_embeds=embeds, use_cache=False, **context).logits
+    context = None if stage.gate == "none" else _soft_context(model, ids)
+    logits = _logits(model, ids, autocast, **({} if context is None else {"routing": context}))
     scored = logits[:, -answers:].float()
     loss = nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, -answers:].flatten())
-    if context:
-        loss = loss + torch.stack([w[..., 1].mean() for w in context["routing"].weights.values()]).mean()
+    if context is None:
+        return loss
+    loss = loss + torch.stack([weights[..., 1].mean() for weights in context.weights.values()]).mean()
+    if distils:
+        with torch.no_grad():
+            dense = _logits(model, ids, autocast, routing=_soft_context(model, ids))
+        routed, wanted = (part.log_softmax(-1) for part in (scored, dense[:, -answers:].float()))
+        loss = loss + nn.functional.kl_div(routed, wanted, reduction="none", log_target=True).sum(-1).mean()
     return loss
+
+
+def _logits(model: Any, ids: Tensor, autocast: bool, **routing: Any) -> Tensor:
+    """Of all tokens; accelerate turns what autocast gives to 32 bits."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    logits: Tensor = base(inputs_embeds=base.get_input_embeddings()(ids), use_cache=False, **routing).logits
+    return logits.float() if autocast else logits
 
 
 def _soft_context(model: Any, ids: Tensor) -> RoutingContext:

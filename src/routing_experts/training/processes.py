@@ -1,8 +1,14 @@
 """The processes that train together, as their launcher counts them."""
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from routing_experts.errors import RoutingExpertsError, TrainingError
+
+T = TypeVar("T")
 
 # What the backends say of a process that is gone; torch has no class of errors for it.
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
@@ -16,6 +22,33 @@ def is_main_process() -> bool:
 def num_processes() -> int:
     """How many train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def on_main(act: Callable[[], T], told: str) -> T:
+    """What the main process finds, for all: they must not each look at a folder that another machine writes.
+
+    Args:
+        act: on the main process alone.
+        told: what the others say if it fails there.
+
+    Raises:
+        TrainingError: on the others; the main process raises its own error.
+    """
+    found: list[Any] = [None, False]
+    failure: Exception | None = None
+    if is_main_process():
+        try:
+            found = [act(), False]
+        except (RoutingExpertsError, OSError) as error:
+            found, failure = [None, True], error
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    if failure is not None:
+        raise failure
+    value, failed = found
+    if failed:
+        raise TrainingError(told)
+    return value
 
 
 def lost_the_others(error: BaseException) -> bool:

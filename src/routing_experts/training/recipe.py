@@ -66,6 +66,11 @@ class DataSettings:
                 raise ConfigError(f"data.{name}={value}: it is a count of at least 1. Raise it.")
         if self.held_out < 0:
             raise ConfigError(f"data.held_out={self.held_out}: it must not be negative. Raise it.")
+        if self.records is not None and self.held_out >= self.records:
+            raise ConfigError(
+                f"data.held_out={self.held_out} of data.records={self.records}: none would be left to train on. Hold "
+                "out fewer."
+            )
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,12 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"lora.rank={self.rank}: it is a width of at least 1. Raise it.")
+        if self.alpha < 1:
+            raise ConfigError(f"lora.alpha={self.alpha}: updates are scaled by alpha / rank. Give at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout={self.dropout}: a share of inputs lies from 0 to below 1.")
+        if not self.targets:
+            raise ConfigError("lora.targets is empty: no layer of the base would be tuned. Name some.")
 
 
 @dataclass(frozen=True)
@@ -133,15 +144,8 @@ class TrainingSettings:
     report_to: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulation",
-            "records_a_step",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-        ):
+        counts = ("steps", "batch_size", "accumulation", "records_a_step", "logging_steps", "eval_steps", "save_steps")
+        for name in (*counts, "save_total_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"training.{name}={value}: it is a count of at least 1. Raise it.")

@@ -11,11 +11,11 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments
@@ -30,21 +30,21 @@ from routing_experts.errors import (
     ConfigError,
     InterruptedRunError,
     MissingExtraError,
-    RoutingExpertsError,
     TrainingError,
 )
 from routing_experts.models.checkpoint import fingerprint
-from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_processor
+from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline, load_processor
 from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
-from routing_experts.training.making import is_trained_beside, load_weights, make_model, merged
+from routing_experts.training.lora import check_targets
+from routing_experts.training.making import is_trained_beside, load_weights, make_model, merged, save_whole
 from routing_experts.training.parameters import freeze_all_but
-from routing_experts.training.processes import is_main_process, lost_the_others, num_processes
-from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
+from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
+from routing_experts.training.recipe import Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
-from routing_experts.training.sharding import check_sharding, engine_arguments, is_sharded
+from routing_experts.training.sharding import check_sharding, engine_arguments, forget_engine, is_deepspeed, is_sharded
 from routing_experts.training.trainer import RoETrainer
 
 
@@ -79,8 +79,7 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
     _check_paths(recipe)
     folder = RunFolder(recipe.output)
     with folder.locked() if is_main_process() else nullcontext():
-        _begin(folder, recipe, restart)
-        if folder.is_finished:
+        if _begin(folder, recipe, restart):
             console.print(f"{folder.path} is finished already; --restart trains it anew.")
             load = from_pretrained if is_routed_folder(folder.model) else load_base
             return Trained(load(folder.model), load_processor(folder.model), folder.model)
@@ -93,40 +92,38 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
                     "The one that failed first says why. The last whole checkpoint stays: run the same command again."
                 ) from error
             raise
+        finally:
+            forget_engine(recipe.training.sharding)
 
 
-def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> None:
-    """The main process looks at the folder and makes it this run's; the others wait, and go no further if it failed."""
+def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> bool:
+    """The main process looks at the folder and makes it this run's; says whether the run is finished already."""
     training_arguments(recipe)  # joins the processes, if there are several
-    failure: Exception | None = None
-    if is_main_process():
-        try:
-            folder.begin(recipe_values(recipe), restart)
-            if not folder.is_finished:
-                folder.check_facts(_facts(recipe))
-        except (RoutingExpertsError, OSError) as error:
-            failure = error
-    failed = [failure is not None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(failed, src=0)
-    if failure is not None:
-        raise failure
-    if failed[0]:
-        raise TrainingError(f"{folder.path} cannot be trained in: the first process says why. Mend that, then repeat.")
+
+    def look() -> bool:
+        folder.begin(recipe_values(recipe), restart)
+        if not folder.is_finished:
+            folder.check_facts(_facts(recipe))
+        return folder.is_finished
+
+    return on_main(look, f"{folder.path} cannot be trained in: the first process says why. Mend that, then repeat.")
 
 
 def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     """Trains what is left to train in a folder that has begun."""
-    last = last_complete(folder.checkpoints)
+    last = _last_of(folder)
     processor = load_processor(recipe.model)
+    datasets = build_datasets(recipe, processor)
+    if recipe.lora is not None:
+        check_targets(load_outline(recipe.model), recipe.lora.targets)
     model = make_model(recipe, processor)
-    if is_main_process():
-        folder.check_facts({"base": fingerprint(model)})
+    on_main(
+        lambda: folder.check_facts({"base": fingerprint(model)}),
+        f"{folder.path} was begun from another base: the first process says more.",
+    )
     sharded = is_sharded(recipe.training.sharding)
     if last is not None and sharded:
         load_weights(model, last)
-    datasets = build_datasets(recipe.data, processor)
-    _check_size(len(datasets[0]), recipe)
     started, before = time.monotonic(), _seconds_so_far(folder.log, step_of(last)) if last else 0.0
     trainer: RoETrainer | None = None
     bar = ProgressBar(console, recipe.training.steps, folder.path.name)
@@ -175,14 +172,26 @@ def check_engine(recipe: Recipe) -> None:
                 "one of them out of the recipe; without `training.sharding` each process holds a quantised copy."
             )
     recipe.training.accumulation_on(num_processes())
+    _check_stages(recipe)
+
+
+def _check_stages(recipe: Recipe) -> None:
+    """DeepSpeed keeps state of what trains alone: what a stage freezes would begin anew when a later one trains it."""
+    if not is_deepspeed(recipe.training.sharding):
+        return
+    for before, after in pairwise(recipe.stages):
+        frozen = set(before.trains) - set(after.trains)
+        if any(frozen & set(stage.trains) for stage in recipe.stages[recipe.stages.index(after) :]):
+            raise TrainingError(
+                f"stage {after.name!r} freezes {', '.join(sorted(frozen))}, and a later one trains it again: DeepSpeed "
+                "loses the optimiser's state between. Take training.sharding=fsdp2, or train it throughout."
+            )
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
-    data, training = recipe.data, recipe.training
-    facts: dict[str, Any] = {
-        "records_a_step": training.batch_size * training.accumulation_on(num_processes()) * num_processes()
-    }
+    data = recipe.data
+    facts: dict[str, Any] = {"records_a_step": records_a_step(recipe)}
     if data.source != DIGITS and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
             facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -199,19 +208,45 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def build_datasets(settings: DataSettings, processor: Any) -> tuple[EncodedDataset, EncodedDataset | None]:
-    """The recipe's records, encoded on first use: those that train, and the held-out ones behind them."""
+def build_datasets(recipe: Recipe, processor: Any) -> tuple[EncodedDataset, EncodedDataset | None]:
+    """The recipe's records, encoded on first use: those that train, and the held-out ones behind them.
+
+    Those that would begin another step at an epoch's end are left out: how a step's records are divided among batches
+    and processes would decide where the next epoch begins.
+
+    Raises:
+        RecordError: if the records cannot be read.
+        TrainingError: if they do not fill one step.
+    """
+    settings, a_step = recipe.data, records_a_step(recipe)
     encoder = Encoder(processor, settings.prompt_format, settings.max_length)
     records: Any = settings.digits
     if settings.source != DIGITS:
         records = load_records(Path(settings.source), settings.images and Path(settings.images), settings.records)
     size = settings.records if settings.source == DIGITS else len(records)
     assert size is not None
-    trained = EncodedDataset(records, max(0, size - settings.held_out), encoder, settings.keep_encoded)
+    num_trained = max(0, size - settings.held_out)
+    if num_trained < a_step:
+        raise TrainingError(
+            f"{num_trained} records to train on for steps of {a_step} (batch_size times accumulation times processes): "
+            "not one step would be full. Lower training.batch_size, or give more records."
+        )
+    trained = EncodedDataset(records, num_trained - num_trained % a_step, encoder, settings.keep_encoded)
     if not settings.held_out:
         return trained, None
-    behind = [records[index] for index in range(len(trained), size)]
+    behind = [records[index] for index in range(num_trained, size)]
     return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded)
+
+
+def records_a_step(recipe: Recipe) -> int:
+    """Dialogues of one optimiser step, over all processes."""
+    training = recipe.training
+    return training.batch_size * training.accumulation_on(num_processes()) * num_processes()
+
+
+def _last_of(folder: RunFolder) -> Path | None:
+    """The newest whole checkpoint, as the main process sees it."""
+    return on_main(lambda: last_complete(folder.checkpoints), f"{folder.checkpoints} cannot be read.")
 
 
 def stage_end(recipe: Recipe, stage: Stage) -> int:
@@ -255,7 +290,7 @@ def _train_stage(
         trainer.mean_skip_rate = (read_state(last) or {}).get("mean_skip_rate")
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing what all go on from
-    return trainer, last_complete(RunFolder(recipe.output).checkpoints) or last
+    return trainer, _last_of(RunFolder(recipe.output)) or last
 
 
 def _collator(processor: Any, dataset: EncodedDataset, shared_out: bool) -> Collator:
@@ -265,33 +300,31 @@ def _collator(processor: Any, dataset: EncodedDataset, shared_out: bool) -> Coll
 
 
 def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
-    """Writes the model's folder from the main process; sharded weights are gathered by all of them first."""
+    """Writes the model's folder from the main process, whose model is the result; the others wait for it.
+
+    Sharded weights are gathered by all, and LoRA's updates merged: into a model made anew.
+    """
     state = None
-    if trainer is not None and trainer.is_sharded and trainer.optimizer is not None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        state = trainer.whole_weights()
-    if recipe.lora is not None and is_main_process():
-        trained = {n: value for n, value in (state or model.state_dict()).items() if is_trained_beside(n)}
-        model, state = merged(recipe, processor, trained), None
-    model.eval()
+    if trainer is not None and trainer.optimizer is not None:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        state = trainer.whole_weights() if trainer.is_sharded else None
     if is_main_process():
+        if recipe.lora is not None:
+            trained = {n: value for n, value in (state or model.state_dict()).items() if is_trained_beside(n)}
+            model = merged(recipe, processor, trained)
+        elif state is not None:
+            model = make_model(recipe, processor)
+            model.load_state_dict(state)
+        model.eval()
         try:
-            model.save_pretrained(folder.model, state_dict=state)
+            save_whole(model, recipe, folder.model)
             processor.save_pretrained(folder.model)
             folder.finish()
         except (OSError, SafetensorError, CheckpointError) as error:
             raise unwritten(folder.model, folder.checkpoints, error) from error
+    if trainer is not None:
+        trainer.accelerator.wait_for_everyone()
     return Trained(model, processor, folder.model)
-
-
-def _check_size(num_records: int, recipe: Recipe) -> None:
-    """Raises ``TrainingError`` if not even one batch can be filled, which would train nothing without a word."""
-    needed = recipe.training.batch_size * num_processes()
-    if num_records < needed:
-        raise TrainingError(
-            f"{num_records} records for batches of {needed} (batch_size times processes): incomplete batches are left "
-            "out, so nothing would be trained. Lower training.batch_size, or give more records."
-        )
 
 
 def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:

@@ -14,6 +14,7 @@ from routing_experts.optional import need
 
 SHIPPED = Path(__file__).parent.parent / "recipes" / "engines"
 FSDP = "fsdp2"
+_FSDP, _LAZY = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"  # what `accelerate launch` sets
 
 
 def engine_file(name: str) -> Path:
@@ -56,14 +57,54 @@ def engine_arguments(sharding: str | None, model: Any = None) -> dict[str, Any]:
 
 
 def check_sharding(sharding: str | None) -> None:
-    """Raises ``ConfigError`` for settings that are not there, ``MissingExtraError`` for DeepSpeed that is not."""
+    """What can be known of an engine beforehand.
+
+    Raises:
+        ConfigError: for settings that are not there, or that a run cannot go on by.
+        MissingExtraError: for DeepSpeed that is not there.
+    """
     if sharding is not None:
-        engine_file(sharding)
+        path = engine_file(sharding)
         if sharding != FSDP:
             need("deepspeed", "deepspeed", f"`training.sharding: {sharding}`")
+            _check_deepspeed(path)
+    launched = {name: os.environ.get(name, "").lower() for name in (_FSDP, "FSDP_VERSION", _LAZY)}
+    if launched[_FSDP] == "true" and (launched["FSDP_VERSION"] != "2" or launched[_LAZY] == "true"):
+        raise ConfigError(
+            "accelerate's FSDP configuration: a run goes on by parameters' names, which only fsdp_version 2 without "
+            "cpu_ram_efficient_loading keeps. Change that, or leave FSDP to the recipe: training.sharding=fsdp2."
+        )
+
+
+def _check_deepspeed(path: Path) -> None:
+    """A DeepSpeed file shares out what it shares out; optimiser, schedule and precision are the recipe's."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    stage = (settings.get("zero_optimization") or {}).get("stage")
+    if stage not in (2, 3):
+        raise ConfigError(
+            f"{path}: zero_optimization.stage is {stage}. Stages 2 and 3 are supported; without sharding leave "
+            "training.sharding out."
+        )
+    taken = [name for name in ("optimizer", "scheduler", "fp16") if name in settings]
+    if taken:
+        raise ConfigError(
+            f"{path} sets {', '.join(taken)}: the recipe's learning rates, schedule and precision would be ignored. "
+            "Take them out of the file."
+        )
 
 
 def is_sharded(sharding: str | None) -> bool:
     """Whether the recipe, or the launcher, has processes share out weights or optimiser state."""
     launched = (os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() for engine in ("DEEPSPEED", "FSDP"))
     return sharding is not None or "true" in launched
+
+
+def is_deepspeed(sharding: str | None) -> bool:
+    """Whether the recipe or the launcher has DeepSpeed share out."""
+    return sharding not in (None, FSDP) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def forget_engine(sharding: str | None) -> None:
+    """Takes back what a recipe's FSDP2 told the process: another run in it may share out nothing."""
+    if sharding == FSDP:
+        os.environ.pop(_FSDP, None)

@@ -70,7 +70,7 @@ class PlainEngine:
             state = stored(name)
             if state:
                 moments = {moment: _laid_out(state[moment], parameter) for moment in MOMENTS}
-                self._state[parameter] = {STEP: state[STEP], **moments}
+                self._state[parameter] = {STEP: state[STEP].clone(), **moments}
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _whole(value: Tensor) -> Tensor:
 
 
 def _laid_out(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    value = value.to(parameter.device)
+    value = value.to(parameter.device, copy=True)  # what is read stays in its file, which would be held open
     if isinstance(parameter, DTensor):
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
     return value

@@ -157,7 +157,7 @@ class RoETrainer(Trainer):
             inputs["segment_ids"],
             gate=gate,
             keys_B=inputs["example_keys"],
-            same_calls=bool(self.is_deepspeed_enabled),
+            same_calls=self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3,
         )
         return model(**model_inputs(inputs), routing=context, use_cache=False), context
 
@@ -294,13 +294,20 @@ class RoETrainer(Trainer):
         return self.recipe.lora is not None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """peft saves its updates alone: the RoE parts go beside them."""
-        super()._save(output_dir, state_dict)
+        """Of LoRA the updates alone, with the RoE parts beside them."""
+        if not self._is_lora:
+            super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
+            return
         model: Any = self.accelerator.unwrap_model(self.model)
-        if self._is_lora and self.recipe.is_routed and self.args.should_save:
-            prefix = "base_model.model."
+        folder, prefix = Path(output_dir or str(self.args.output_dir)), "base_model.model."
+        folder.mkdir(parents=True, exist_ok=True)
+        # Left to itself, peft would ask the hub whether the base's vocabulary has grown.
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        if self.recipe.is_routed:
             state = state_dict and {name.removeprefix(prefix): value for name, value in state_dict.items()}
-            save_parts(model.get_base_model(), Path(output_dir or str(self.args.output_dir)), state)
+            save_parts(model.get_base_model(), folder, state)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, marked once it is whole; older ones go only then.
@@ -330,7 +337,7 @@ class RoETrainer(Trainer):
 
 
 class _StepEnd(TrainerCallback):
-    """Tells the trainer that an optimiser step is done, before any other callback acts on it."""
+    """Tells the trainer that an optimiser step is done; logs and checkpoints come behind all callbacks."""
 
     def __init__(self, trainer: RoETrainer) -> None:
         self.trainer = trainer

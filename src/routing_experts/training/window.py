@@ -30,11 +30,12 @@ class LossWindow:
 
         Empties the window; it waits for the device.
         """
-        sums, batches, began = self._sums, self._batches, self._began
+        sums, batches = self._sums, self._batches
         num_tokens = int(accelerator.reduce(sums.pop(TOKENS), reduction="sum"))
+        seconds = time.monotonic() - self._began
         self.clear()
         means = {name: value / batches for name, value in accelerator.reduce(sums, reduction="mean").items()}
-        return means | {"tokens_per_second": num_tokens / (self._began - began)}
+        return means | {"tokens_per_second": num_tokens / max(seconds, 1e-9)}
 
     def clear(self) -> None:
         """Begins anew."""

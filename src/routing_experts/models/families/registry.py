@@ -20,7 +20,7 @@ class Family:
         model_type: transformers' name of it.
         image_token_attributes: the config's attributes that hold ids of visual tokens; none for text models.
         auto_class: the transformers auto class that loads it.
-        uses_mrope: whether a picture's tokens stand on a grid of positions (time, height, width), which the inner
+        uses_mrope: whether a picture's tokens have positions by time, height and width (M-RoPE), which the inner
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
         description: one line for ``roe families`` and error messages.
     """
