@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 from torch import Tensor
 
@@ -49,6 +50,12 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 def log(folder: Path) -> list[LogLine]:
     return read_log(folder / "log.jsonl")
+
+
+def assert_same_losses(lines: list[LogLine], expected: list[LogLine]) -> None:
+    """To rounding."""
+    for line, other in zip(lines, expected, strict=True):
+        assert (line.step, line.loss, line.ce) == pytest.approx((other.step, other.loss, other.ce), abs=1e-5)
 
 
 @dataclass

@@ -1,0 +1,109 @@
+"""What engines cannot do with a recipe is told before a model is loaded; what divides a step does not change a run."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_same_losses, log, quiet_run, recipe, settings
+from safetensors import safe_open
+
+from routing_experts.errors import ConfigError, TrainingError
+from routing_experts.training import run
+from routing_experts.training.recipe import recipe_from_dict
+from routing_experts.training.schedule import Stage
+from routing_experts.training.sharding import check_sharding, forget_engine, is_sharded
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch):
+    monkeypatch.setattr(run, "make_model", lambda *loads: pytest.fail("a model was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"zero_optimization": {"stage": 1}}, r"zero_optimization\.stage is 1\. Stages 2 and 3"),
+        ({}, r"zero_optimization\.stage is None"),
+        ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}, "sets optimizer: the recipe's learning"),
+        ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}, "scheduler": {}}, "sets scheduler, fp16"),
+    ],
+)
+def test_a_deepspeed_file_that_would_overrule_the_recipe_is_refused(changes, told, nothing_loads, tmp_path):
+    """Guards learning rates and state that such a file would change without a word."""
+    pytest.importorskip("deepspeed")
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(changes))
+    with pytest.raises(ConfigError, match=told):
+        quiet_run(recipe(tmp_path / "run", sharding=str(path)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"FSDP_VERSION": "1"}, {"FSDP_VERSION": "2", "LAZY": "true"}], ids=str)
+def test_a_launcher_s_fsdp_that_loses_names_is_refused(settings, monkeypatch):
+    """Guards ``accelerate launch`` with a configuration of its own."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name.replace("LAZY", "FSDP_CPU_RAM_EFFICIENT_LOADING"), value)
+    with pytest.raises(ConfigError, match="only fsdp_version 2 without"):
+        check_sharding(None)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
+    check_sharding(None)
+
+
+def test_a_run_in_the_same_process_shares_out_nothing_by_itself(monkeypatch):
+    """Guards notebooks: what FSDP2 told the process is taken back, what a launcher told stays."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    forget_engine(None)
+    assert is_sharded(None)
+    forget_engine("fsdp2")
+    assert not is_sharded(None)
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+
+
+def test_stages_that_freeze_and_train_again_are_refused_under_deepspeed(nothing_loads, tmp_path):
+    """Guards optimiser state that DeepSpeed keeps of what trains alone."""
+    pytest.importorskip("deepspeed")
+    groups = (("adapters",), ("routers",), ("adapters", "routers"))
+    stages = tuple(Stage(str(i), (i + 1) / 3, trains, "learned") for i, trains in enumerate(groups))
+    of = replace(recipe(tmp_path / "run", sharding="zero2"), stages=stages)
+    with pytest.raises(TrainingError, match="stage '1' freezes adapters, and a later one trains it again"):
+        quiet_run(of)
+
+
+@pytest.mark.parametrize("records", [20, 23])
+def test_epochs_are_whole_steps_however_they_are_divided(records, tmp_path):
+    """Guards runs of several epochs: the second begins at the same step for batches of eight, and two of four."""
+    found = []
+    for name, training in (("one", {"batch_size": 8}), ("two", {"batch_size": 4, "records_a_step": 8})):
+        made = settings(tmp_path / name, steps=6, **training) | {"data": {"source": "digits", "records": records}}
+        quiet_run(recipe_from_dict(made))
+        found.append(log(tmp_path / name))
+    assert [line.step for line in found[0]] == [1, 2, 3, 4, 5, 6]
+    assert_same_losses(*found)
+
+
+def test_updates_are_merged_in_32_bits_and_rounded_once(monkeypatch, tmp_path):
+    """Guards small updates, which 16 bits would swallow, and routers, which stay as exact as they were trained."""
+    pytest.importorskip("peft")
+    merged, kept = run.merged, {}
+
+    def spy(*given):
+        model = merged(*given)
+        kept.update({name: value.clone() for name, value in model.state_dict().items()})
+        return model
+
+    monkeypatch.setattr(run, "merged", spy)
+    quiet_run(recipe_from_dict(settings(tmp_path, precision="bf16") | {"lora": {"rank": 4}}))
+    assert {value.dtype for value in kept.values() if value.is_floating_point()} == {torch.float32}
+    with safe_open(tmp_path / "model" / "roe.safetensors", framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+            assert torch.equal(file.get_tensor(name), kept[name])
+    files = list(Path(tmp_path / "model").glob("model*.safetensors"))
+    assert files
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
