@@ -36,6 +36,16 @@ def make_model(recipe: Recipe, processor: Any) -> Any:
     return model if recipe.lora is None else with_lora(model, recipe.lora)
 
 
+def made_of(recipe: Recipe, processor: Any, state: Mapping[str, Tensor]) -> Any:
+    """The recipe's model with weights that were gathered; weights that are tied come under one name."""
+    model = make_model(recipe, processor)
+    lacking = dict(model.named_parameters()).keys() - state.keys()
+    assert not lacking, lacking
+    report = model.load_state_dict(state, strict=False)
+    assert not report.unexpected_keys, report.unexpected_keys
+    return model
+
+
 def merged(recipe: Recipe, processor: Any, trained: Mapping[str, Tensor]) -> Any:
     """What LoRA trained, worked into the base's own weights: loaded anew in 32 bits, neither quantised nor shared out.
 

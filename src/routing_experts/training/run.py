@@ -39,7 +39,7 @@ from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import check_targets
-from routing_experts.training.making import is_trained_beside, load_weights, make_model, merged, save_whole
+from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
 from routing_experts.training.recipe import Recipe, recipe_values
@@ -313,8 +313,7 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
             trained = {n: value for n, value in (state or model.state_dict()).items() if is_trained_beside(n)}
             model = merged(recipe, processor, trained)
         elif state is not None:
-            model = make_model(recipe, processor)
-            model.load_state_dict(state)
+            model = made_of(recipe, processor, state)
         model.eval()
         try:
             save_whole(model, recipe, folder.model)
