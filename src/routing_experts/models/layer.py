@@ -22,7 +22,7 @@ from routing_experts.models.attention import SplitMask
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.dialogue import store_keys
-from routing_experts.models.mixing import mix
+from routing_experts.models.mixing import merge_rows, mix
 from routing_experts.nn.adapter import skip_path
 from routing_experts.nn.router import keeps, router_logits
 
@@ -95,7 +95,7 @@ class _LayerCall:
             return self.pass_over(hidden)
         kept, skipped = slot.kept_rows.to(hidden.device), slot.skipped_rows.to(hidden.device)
         ran = self.run(self.layer, hidden[kept], past_key_values=self.cache, **_rows(kwargs, kept, len(hidden)))
-        return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
+        return merge_rows(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
 
     def prefill(self, hidden: Tensor) -> Tensor:
         """Decides for each row, then runs the layer on the rows that keep it, the adapter on the others."""
@@ -118,11 +118,11 @@ class _LayerCall:
         kept, skipped = keep.nonzero()[:, 0].to(hidden.device), (~keep).nonzero()[:, 0].to(hidden.device)
         if not carries:
             ran = self.run_rows(hidden, kept)
-            return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
+            return merge_rows(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
         assert tokens is not None
         ran, ran_tokens = self.run_both(hidden[kept], tokens[kept], kept)
-        routing.tokens[self.index + 1] = _merge(tokens, kept, ran_tokens, skipped, self.adapt(tokens[skipped]))
-        return _merge(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
+        routing.tokens[self.index + 1] = merge_rows(tokens, kept, ran_tokens, skipped, self.adapt(tokens[skipped]))
+        return merge_rows(hidden, kept, ran, skipped, self.adapt(hidden[skipped]))
 
     def run_rows(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """The base layer on all of a batch's rows, or on those that ``rows`` says."""
@@ -233,8 +233,3 @@ def _rows(kwargs: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
         return tuple(pick(v) for v in value) if isinstance(value, tuple) else value
 
     return kwargs | {name: pick(kwargs[name]) for name in BY_ROW if kwargs.get(name) is not None}
-
-
-def _merge(like: Tensor, kept: Tensor, ran: Tensor, skipped: Tensor, adapted: Tensor) -> Tensor:
-    """Puts the two groups of rows back in order."""
-    return torch.empty_like(like).index_copy(0, kept, ran).index_copy(0, skipped, adapted)

@@ -4,10 +4,9 @@ A path of weight zero adds nothing, and no gradient reaches it. One-hot gates th
 tokens take one path each; a learned one's router still compares both, but backward follows the chosen one alone. Every
 process calls the same modules as often and in the same order, whatever its examples skip, where weights are shared out.
 
-Shapes: B examples, T tokens, R rows of weights (context first, then turns), D hidden, S tokens of some path.
+Shapes: B examples, T tokens, R rows of weights (context first, then turns), D hidden.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor
 from routing_experts.models.context import RoutingContext
 from routing_experts.nn.gates import GateSettings, gate_weights
 from routing_experts.nn.router import router_logits
-
-Path = Callable[[Tensor], Tensor]
 
 
 def mix(call: Any, hidden: Tensor) -> Tensor:
@@ -72,10 +69,9 @@ def _choose(call: Any, hidden: Tensor, gate: GateSettings) -> Tensor:
     if gate.kind == "static":
         return call.adapt(hidden)  # nobody keeps the layer, on any process
     skip_BT = weights[..., 1].gather(1, turns_BT) > 0
-    running = ~skip_BT.all(1)
-    running[0] |= not bool(running.any())  # the same modules on every process
-    rows, skipped = (mask.nonzero()[:, 0].to(hidden.device) for mask in (running, skip_BT.flatten()))
-    ran = hidden.index_copy(0, rows, call.run_rows(hidden, rows)) if len(rows) < len(hidden) else call.run_rows(hidden)
+    rows = _rows_that_run(skip_BT, hidden.device)
+    ran = call.run_rows(hidden) if rows is None else hidden.index_copy(0, rows[0], call.run_rows(hidden, rows[0]))
+    skipped = skip_BT.flatten().nonzero()[:, 0].to(hidden.device)
     adapted = call.adapt(hidden.flatten(0, 1)[skipped])
     # No view: FSDP hangs its backward on what a layer returns.
     return ran.index_put((skipped // hidden.shape[1], skipped % hidden.shape[1]), adapted)
@@ -84,7 +80,8 @@ def _choose(call: Any, hidden: Tensor, gate: GateSettings) -> Tensor:
 def _rows_that_run(skips_BT: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
     """Indices of rows that keep some token and of the others; None if all rows do."""
     running = ~skips_BT.all(1)
-    running[0] |= not bool(running.any())  # DDP waits for a gradient of every parameter
+    # One row runs whatever they choose: processes call the same modules, and DDP waits for every parameter's gradient.
+    running[0] |= not bool(running.any())
     if bool(running.all()):
         return None
     return running.nonzero()[:, 0].to(device), (~running).nonzero()[:, 0].to(device)
@@ -102,7 +99,7 @@ def _run(call: Any, hidden: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tenso
     ran = call.run_rows(hidden, running)
     with torch.no_grad():
         value = call.run_rows(hidden, others)
-    return _in_order(hidden, (running, ran), (others, value))
+    return merge_rows(hidden, running, ran, others, value)
 
 
 def _run_both(call: Any, hidden: Tensor, tokens: Tensor, rows: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -113,9 +110,8 @@ def _run_both(call: Any, hidden: Tensor, tokens: Tensor, rows: tuple[Tensor, Ten
     ran = call.run_both(hidden[running], tokens[running], running)
     with torch.no_grad():
         values = call.run_both(hidden[others], tokens[others], others)
-    both = zip((hidden, tokens), ran, values, strict=True)
-    first, second = (_in_order(like, (running, one), (others, other)) for like, one, other in both)
-    return first, second
+    ran_all = merge_rows(hidden, running, ran[0], others, values[0])
+    return ran_all, merge_rows(tokens, running, ran[1], others, values[1])
 
 
 def _adapt(call: Any, hidden: Tensor, skips_BT: Tensor) -> Tensor:
@@ -125,12 +121,9 @@ def _adapt(call: Any, hidden: Tensor, skips_BT: Tensor) -> Tensor:
     adapted = call.adapt(flat[skipped])
     with torch.no_grad():
         value = call.adapt(flat[kept])
-    return _in_order(flat, (skipped, adapted), (kept, value)).view_as(hidden)
+    return merge_rows(flat, skipped, adapted, kept, value).view_as(hidden)
 
 
-def _in_order(like: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
-    """Rows that were computed in parts, by their indices."""
-    whole = torch.empty_like(like)
-    for indices, rows in parts:
-        whole = whole.index_copy(0, indices, rows)
-    return whole
+def merge_rows(like: Tensor, rows: Tensor, ran: Tensor, others: Tensor, value: Tensor) -> Tensor:
+    """Puts two groups of rows back in order, by their indices."""
+    return torch.empty_like(like).index_copy(0, rows, ran).index_copy(0, others, value)
