@@ -42,10 +42,10 @@ class ProgressPage:
         Raises:
             ReportError: if the log cannot be read; a last line that is still being written is left out.
         """
-        state, log = self._read()
-        if not log:
-            self._drawn = None  # a run that was begun anew
-        if state is None or state == self._drawn or not log:
+        state = self._log_state()
+        if state is None:
+            self._drawn = None  # a run that is begun anew has none yet
+        if state is None or state == self._drawn or not (log := self._lines()):
             return False
         note = f"This page follows the log and looks for more every {self.every:g} s."
         self._write(log, state, note, refresh=math.ceil(self.every))
@@ -61,23 +61,30 @@ class ProgressPage:
         Returns:
             Whether there was a line to show.
         """
-        state, log = self._read()
-        if state is None or not log:
+        state = self._log_state()
+        if state is None or not (log := self._lines()):
             return False
         finished = "The run is finished; roe evaluate and roe report put what it reached in this page's place."
         self._write(log, state, finished if is_finished else "This page follows the run no longer.", refresh=None)
         return True
 
-    def _read(self) -> tuple[tuple[int, int] | None, list[LogLine]]:
-        """When the log was written last, in nanoseconds, and its bytes; and its lines. None and none without a log."""
+    def _log_state(self) -> tuple[int, int] | None:
+        """When the log was written last, in nanoseconds, and its bytes; None without a log."""
+        try:
+            status = (self.run_dir / LOG_NAME).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
+    def _lines(self) -> list[LogLine]:
+        """The log's; none if it has gone meanwhile, as when its run is begun anew."""
         path = self.run_dir / LOG_NAME
         try:
-            status = path.stat()
-            return (status.st_mtime_ns, status.st_size), read_log(path)
-        except (FileNotFoundError, ReportError):
+            return read_log(path)
+        except ReportError:
             if path.is_file():
                 raise
-            return None, []  # there is none yet, or none any more
+            return []
 
     def _write(self, log: list[LogLine], state: tuple[int, int], note: str, refresh: int | None) -> None:
         last, logged = log[-1], datetime.fromtimestamp(state[0] / 1e9)
