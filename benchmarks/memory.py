@@ -64,9 +64,8 @@ def measure(case: dict[str, Any], stage_name: str, gate: str) -> None:
     torch.set_num_threads(1)
     recipe, stage = recipe_of(case, gate), next(stage for stage in THREE_STAGES if stage.name == stage_name)
     batch = batch_of(PRESETS["cpu-100m"].shape["vocab_size"], 1)
-    batch = {
-        name: value.repeat(case["batch_size"] // len(value), *[1] * (value.dim() - 1)) for name, value in batch.items()
-    }
+    times = case["batch_size"] // len(batch["input_ids"])
+    batch = {name: torch.cat([value] * times) for name, value in batch.items()}
     batch["example_keys"] = torch.arange(case["batch_size"])
     torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()  # what libraries set up once
     before = resident()

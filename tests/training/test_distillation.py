@@ -10,7 +10,7 @@ from runs import quiet_run, recipe
 from routing_experts.models.convert import revert
 from routing_experts.nn.losses import distillation_per_example
 from routing_experts.training import run
-from routing_experts.training.trainer import RoETrainer
+from routing_experts.training.trainer import RoETrainer, model_inputs
 
 COEF = 3.0
 
@@ -23,10 +23,8 @@ def compared(monkeypatch) -> list[dict[str, float]]:
     class Compared(RoETrainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             dense = revert(copy.deepcopy(self.accelerator.unwrap_model(model)))
-            kept = {name: value for name, value in inputs.items() if name not in ("labels", "segment_ids")}
-            kept.pop("example_keys")
             with torch.no_grad():
-                dense_logits = dense(**kept, use_cache=False).logits
+                dense_logits = dense(**model_inputs(inputs), use_cache=False).logits
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
             distance = distillation_per_example(outputs.logits, dense_logits, inputs["labels"]).mean()
             steps.append({"expected": float(distance.detach())})

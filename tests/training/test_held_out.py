@@ -12,6 +12,7 @@ from runs import log, recipe, settings
 from routing_experts.data.collate import Collator
 from routing_experts.errors import ConfigError
 from routing_experts.models.load import from_pretrained, load_processor
+from routing_experts.models.model import routing_context
 from routing_experts.nn.losses import cross_entropy_per_example
 from routing_experts.training import run
 from routing_experts.training.recipe import recipe_from_dict
@@ -54,7 +55,7 @@ def test_they_are_asked_as_inference_would(tmp_path, monkeypatch):
     for index in range(HELD_OUT):
         batch = Collator(0)([asked[index]])
         labels, segment_ids, _ = (batch.pop(name) for name in ("labels", "segment_ids", "example_keys"))
-        context = run_context(model, segment_ids)
+        context = routing_context(model, segment_ids)
         with torch.no_grad():
             logits = model(**batch, routing=context, use_cache=False).logits
         losses.append(float(cross_entropy_per_example(logits, labels)))
@@ -63,12 +64,6 @@ def test_they_are_asked_as_inference_would(tmp_path, monkeypatch):
     assert found["eval_ce"] == pytest.approx(sum(losses) / HELD_OUT, rel=1e-4)
     assert found["eval_skip_rate"] == pytest.approx(sum(skips) / HELD_OUT, abs=1e-6)
     assert f"step 6, held out: CE {found['eval_ce']:.3f}" in said.getvalue()
-
-
-def run_context(model, segment_ids):
-    from routing_experts.models.model import routing_context
-
-    return routing_context(model, segment_ids)
 
 
 def test_asking_does_not_disturb_training(tmp_path):

@@ -30,7 +30,7 @@ def with_lora(model: Any, settings: LoraSettings) -> Any:
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
-            target_modules=_target_names(model, settings.targets),
+            target_modules=target_names(model, settings.targets),
         ),
     )
 
@@ -56,22 +56,28 @@ def load_updates(model: Any, folder: Path) -> None:
         )
 
 
-def check_targets(model: Any, targets: tuple[str, ...]) -> None:
-    """Raises ``ConfigError`` if a target is no linear layer of the model's decoder; an outline will do."""
-    _target_names(model, targets)
+def base_of(model: Any) -> Any:
+    """The model inside peft's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _target_names(model: Any, targets: tuple[str, ...]) -> list[str]:
-    """Whole names of the decoder layers' linear modules that are called as in ``targets``.
-
-    Vision towers call theirs by the same names, so these come from the decoder's own layers, whatever the family.
-    """
+def decoder_linears(model: Any) -> list[str]:
+    """Whole names of the linear modules in the base's decoder layers; vision towers call theirs by the same names."""
     inside = {id(module) for layer in family_of(model).decoder_layers(model) for module in layer.modules()}
-    linear = [
+    return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and id(module) in inside and group_of(name) not in ROE_GROUPS
     ]
+
+
+def target_names(model: Any, targets: tuple[str, ...]) -> list[str]:
+    """Those of ``decoder_linears`` that are called as in ``targets``; an outline of the model will do.
+
+    Raises:
+        ConfigError: if a target is none of them.
+    """
+    linear = decoder_linears(model)
     names = sorted({name.rpartition(".")[2] for name in linear})
     unknown = [target for target in targets if target not in names]
     if unknown:

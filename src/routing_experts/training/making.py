@@ -14,9 +14,8 @@ from routing_experts.data.markers import find_markers
 from routing_experts.errors import CheckpointError
 from routing_experts.models.checkpoint import is_roe_key, load_parts
 from routing_experts.models.convert import convert, is_routed, retarget
-from routing_experts.models.families import family_of
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline
-from routing_experts.training.lora import is_lora_key, load_updates, with_lora
+from routing_experts.training.lora import base_of, decoder_linears, is_lora_key, load_updates, with_lora
 from routing_experts.training.recipe import Recipe
 
 
@@ -103,9 +102,8 @@ def quantization_config(recipe: Recipe, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     outline = load_outline(recipe.model)
-    within = {id(module) for layer in family_of(outline).decoder_layers(outline) for module in layer.modules()}
-    linear = [(name, module) for name, module in outline.named_modules() if isinstance(module, torch.nn.Linear)]
-    others = [name for name, module in linear if id(module) not in within]
+    linear = {name for name, module in outline.named_modules() if isinstance(module, torch.nn.Linear)}
+    others = sorted(linear - set(decoder_linears(outline)))
     if recipe.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=others)
     return BitsAndBytesConfig(
@@ -126,7 +124,7 @@ def load_weights(model: Any, folder: Path) -> None:
     Raises:
         CheckpointError: if the checkpoint lacks a parameter of the model.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if base is not model:
         load_updates(model, folder)
     else:

@@ -8,6 +8,7 @@ where it is frozen, as in all stages of RoE, its layers hold nothing for the bac
 
 import weakref
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -24,7 +25,7 @@ from routing_experts.models.convert import convert
 from routing_experts.models.families import family_of
 from routing_experts.models.load import load_outline
 from routing_experts.nn.gates import GateSettings
-from routing_experts.training.lora import with_lora
+from routing_experts.training.lora import base_of, with_lora
 from routing_experts.training.making import is_trained_beside
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import QUANTIZATIONS, LoraSettings, Recipe
@@ -111,18 +112,19 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
         )
     recipe.training.accumulation_on(processes)
     length = tokens or recipe.data.max_length
+    outlines: dict[bool, Any] = {}
     counted: dict[tuple[bool, str], float] = {}
     for method, way in methods_of(recipe).items():
+        tunes_low_rank = way.lora is not None  # packed weights are unpacked to compute with: the same activations
+        if tunes_low_rank not in outlines:
+            outlines[tunes_low_rank] = _outline(way)
+        model = outlines[tunes_low_rank]
         for stage in recipe.stages:
-            model = _outline(way)
-            freeze_all_but(model, stage.trains, lora=way.lora is not None)
+            freeze_all_but(model, stage.trains, lora=tunes_low_rank)
             kept = _kept(method, way, stage, model, processes)
-            key = (
-                way.lora is not None,
-                stage.name,
-            )  # packed weights are unpacked to compute with: the same activations
+            key = (tunes_low_rank, stage.name)
             if key not in counted:
-                counted[key] = _activation_bytes(model, way, stage, length)
+                counted[key] = _activation_bytes(deepcopy(model), way, stage, length)
             yield replace(kept, activations=max(kept.activations, counted[key]))
 
 
@@ -170,7 +172,7 @@ def _outline(recipe: Recipe) -> Any:
 
 
 def _layers(model: Any) -> nn.ModuleList:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     return family_of(base).decoder_layers(base)
 
 
@@ -234,7 +236,7 @@ def _loss(model: Any, ids: Tensor, stage: Stage, distils: bool, autocast: bool) 
 
 def _logits(model: Any, ids: Tensor, autocast: bool, **routing: Any) -> Tensor:
     """Of all tokens; accelerate turns what autocast gives to 32 bits."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     logits: Tensor = base(inputs_embeds=base.get_input_embeddings()(ids), use_cache=False, **routing).logits
     return logits.float() if autocast else logits
 
@@ -245,7 +247,7 @@ def _soft_context(model: Any, ids: Tensor) -> RoutingContext:
     visible = torch.ones(batch, 2, length + 2, dtype=torch.bool)
     turns = torch.ones(batch, length, dtype=torch.int64)
     first = torch.zeros(batch, dtype=torch.int64)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     return RoutingContext(
         visible,
         turns,

@@ -38,7 +38,7 @@ from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
-from routing_experts.training.lora import check_targets
+from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
@@ -115,7 +115,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     processor = load_processor(recipe.model)
     datasets = build_datasets(recipe, processor)
     if recipe.lora is not None:
-        check_targets(load_outline(recipe.model), recipe.lora.targets)
+        target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there
     model = make_model(recipe, processor)
     on_main(
         lambda: folder.check_facts({"base": fingerprint(model)}),

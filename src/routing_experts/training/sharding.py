@@ -17,8 +17,8 @@ FSDP = "fsdp2"
 _FSDP, _LAZY = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"  # what `accelerate launch` sets
 
 
-def engine_file(name: str) -> Path:
-    """The settings of an engine by its name, or a DeepSpeed file.
+def engine_file(name: str) -> tuple[Path, dict[str, Any]]:
+    """The file of an engine by its name, or a DeepSpeed file, and its settings.
 
     Raises:
         ConfigError: if there is neither, or the file is not JSON.
@@ -34,7 +34,7 @@ def engine_file(name: str) -> Path:
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"training.sharding={name!r}: the file holds {type(settings).__name__}, not settings.")
-    return path
+    return path, settings
 
 
 def engine_arguments(sharding: str | None, model: Any = None) -> dict[str, Any]:
@@ -46,10 +46,9 @@ def engine_arguments(sharding: str | None, model: Any = None) -> dict[str, Any]:
     """
     if sharding is None:
         return {}
-    path = engine_file(sharding)
+    path, settings = engine_file(sharding)
     if sharding != FSDP:
         return {"deepspeed": str(path)}
-    settings = json.loads(path.read_text(encoding="utf-8"))
     if model is not None:  # transformers' own list names classes that a model may lack
         layers = family_of(model).decoder_layers(model)
         settings["transformer_layer_cls_to_wrap"] = sorted({type(layer).__name__ for layer in layers})
@@ -64,10 +63,10 @@ def check_sharding(sharding: str | None) -> None:
         MissingExtraError: for DeepSpeed that is not there.
     """
     if sharding is not None:
-        path = engine_file(sharding)
+        path, settings = engine_file(sharding)
         if sharding != FSDP:
             need("deepspeed", "deepspeed", f"`training.sharding: {sharding}`")
-            _check_deepspeed(path)
+            _check_deepspeed(path, settings)
     launched = {name: os.environ.get(name, "").lower() for name in (_FSDP, "FSDP_VERSION", _LAZY)}
     if launched[_FSDP] == "true" and (launched["FSDP_VERSION"] != "2" or launched[_LAZY] == "true"):
         raise ConfigError(
@@ -76,9 +75,8 @@ def check_sharding(sharding: str | None) -> None:
         )
 
 
-def _check_deepspeed(path: Path) -> None:
+def _check_deepspeed(path: Path, settings: dict[str, Any]) -> None:
     """A DeepSpeed file shares out what it shares out; optimiser, schedule and precision are the recipe's."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
     stage = (settings.get("zero_optimization") or {}).get("stage")
     if stage not in (2, 3):
         raise ConfigError(
@@ -95,8 +93,7 @@ def _check_deepspeed(path: Path) -> None:
 
 def is_sharded(sharding: str | None) -> bool:
     """Whether the recipe, or the launcher, has processes share out weights or optimiser state."""
-    launched = (os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() for engine in ("DEEPSPEED", "FSDP"))
-    return sharding is not None or "true" in launched
+    return sharding is not None or is_deepspeed(None) or os.environ.get(_FSDP, "").lower() == "true"
 
 
 def is_deepspeed(sharding: str | None) -> bool:
