@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu stages memory scale compiled calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu equivalence stages memory scale compiled calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ test-slow: setup ## the tests that train for minutes
 
 test-dist: setup ## several processes: one run under every engine, launchers, kills; half an hour on two cores
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed]"
-	$(BIN)/python benchmarks/equivalence.py
+	$(BIN)/python benchmarks/equivalence.py --json runs/bench/equivalence.json
 	$(BIN)/python -m pytest -m distributed
 
 test-gpu: setup ## the tests that need a CUDA device
@@ -59,6 +59,10 @@ bench: setup ## time dense, routed and static twin on random weights; 20 minutes
 
 bench-gpu: setup ## the same with LLaVA-1.5-7B's shapes on a CUDA device
 	$(BIN)/roe bench --preset llava-1.5-7b --device cuda --json benchmarks/results/llava-1.5-7b.json
+
+equivalence: setup ## record one run under every engine; ten minutes on two CPU cores
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[deepspeed]"
+	$(BIN)/python benchmarks/equivalence.py
 
 stages: setup ## time a training step of each stage beside dense fine-tuning
 	$(BIN)/python benchmarks/stages.py

@@ -1,0 +1,51 @@
+"""docs/scale.md quotes records only: what stands between markers is a committed record's, word for word."""
+
+from statistics import median
+from typing import Any
+
+from quoted import block_of, record_of
+
+PAGE = "docs/scale.md"
+
+
+def equivalence_table(record: dict[str, Any]) -> str:
+    """A row a way, a distance a stage."""
+    stages = [name for name in record["rows"][0]["distance"] if name != "skip_rate"]
+    lines = [f"| way | processes | {' | '.join(stages)} |", "|---|--:|" + "--:|" * len(stages)]
+    for row in record["rows"]:
+        cells = " | ".join(f"{row['distance'][stage]:.1e}" for stage in stages)
+        lines.append(f"| {row['way']} | {row['processes']} | {cells} |")
+    return "\n".join(lines)
+
+
+def test_the_equivalence_table_is_the_record() -> None:
+    """Guards that no engine trains another run (contract 10)."""
+    record = record_of("equivalence")
+    assert block_of(PAGE, "equivalence") == equivalence_table(record)
+    assert {row["way"] for row in record["rows"]} >= {"one process", "DDP", "ZeRO-2", "ZeRO-3", "FSDP2"}
+    assert max(max(row["distance"].values()) for row in record["rows"]) <= 1e-4
+
+
+def stages_table(record: dict[str, Any]) -> str:
+    """A row a stage, a ratio to dense tuning by turns and recomputation, and seconds of the first."""
+    rows = {(row["stage"], row["turns"], row["recomputed"]): row for row in record["rows"]}
+    lines = [
+        "| stage | one turn | four turns | one turn, recomputed | four turns, recomputed |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    dense = [f"{median(rows['dense_tuning', 1, recomputed]['step_seconds']):.1f} s" for recomputed in (False, True)]
+    lines.append(f"| dense fine-tuning | {dense[0]} | | {dense[1]} | |")
+    for stage in ("adapter_warmup", "router_warmup", "instruction_tuning"):
+        cells = (f"{rows[stage, turns, again]['of_dense']:.2f}" for again in (False, True) for turns in (1, 4))
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_stages_table_is_the_record() -> None:
+    """Guards a step's cost beside dense fine-tuning's: warm-up stages take less, instruction tuning no tenth more."""
+    record = record_of("stages")
+    assert block_of(PAGE, "stages") == stages_table(record)
+    of_dense = {(row["stage"], row["turns"], row["recomputed"]): row["of_dense"] for row in record["rows"]}
+    assert len(of_dense) == len(record["rows"])
+    for (stage, *_), ratio in of_dense.items():
+        assert ratio <= {"dense_tuning": 1.0, "instruction_tuning": 1.10}.get(stage, 0.85)
