@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import yaml
 
@@ -55,37 +57,64 @@ def torchrun(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
-def training(launcher: Sequence[str], of: Path, sharding: str | None = None) -> subprocess.Popen[str]:
+@dataclass(frozen=True)
+class Run:
+    """A launcher's process, and the file that all of it writes to: a pipe that nobody reads stops a run once full."""
+
+    launcher: subprocess.Popen[bytes]
+    output: IO[str]
+
+    def said(self) -> str:
+        """So far."""
+        self.output.seek(0)
+        return self.output.read()
+
+    def is_over(self) -> bool:
+        return self.launcher.poll() is not None
+
+
+def training(launcher: Sequence[str], of: Path, sharding: str | None = None) -> Run:
     """Starts a run."""
     flag = "--module" if "deepspeed.launcher.runner" in launcher else "-m"
     roe = [str(ROOT / "benchmarks" / "fsdp_on_cpu.py")] if sharding == "fsdp2" else [flag, "routing_experts"]
+    output = TemporaryFile("w+")  # noqa: SIM115 - goes with the run
     command = [*launcher, *roe, "train", str(of)]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=os.environ | CPUS, **pipes)
+    return Run(subprocess.Popen(command, env=os.environ | CPUS, stdout=output, stderr=subprocess.STDOUT), output)
 
 
-def finished(run: subprocess.Popen[str], timeout: float = 600) -> str:
-    """What a run said that has come to its end."""
-    output, _ = run.communicate(timeout=timeout)
-    assert run.returncode == 0, output[-6000:]
-    return output
+def ended(run: Run, timeout: float) -> tuple[int, str]:
+    """A run's exit status and what it said."""
+    status = run.launcher.wait(timeout)
+    return status, run.said()
 
 
-def kill_when(run: subprocess.Popen[str], moment: Callable[[], bool], timeout: float = 300) -> None:
-    """Kills all of a run's processes at once, as a power cut does."""
+def finished(run: Run, timeout: float = 600) -> str:
+    """What a run said that has come to a good end."""
+    status, said = ended(run, timeout)
+    assert status == 0, said[-6000:]
+    return said
+
+
+def wait_until(moment: Callable[[], bool], run: Run, timeout: float = 300) -> None:
+    """Waits for a moment in a run's life."""
     deadline = time.monotonic() + timeout
     while not moment():
-        assert run.poll() is None, run.communicate()[0][-6000:]
-        assert time.monotonic() < deadline
+        assert not run.is_over(), run.said()[-6000:]
+        assert time.monotonic() < deadline, run.said()[-6000:]
         time.sleep(0.01)
-    for process in (run.pid, *workers(run)):
+
+
+def kill_when(run: Run, moment: Callable[[], bool]) -> None:
+    """Kills all of a run's processes at once, as a power cut does."""
+    wait_until(moment, run)
+    for process in (run.launcher.pid, *workers(run)):
         os.kill(process, signal.SIGKILL)
-    run.communicate()
+    run.launcher.wait()
 
 
-def workers(run: subprocess.Popen[str]) -> list[int]:
+def workers(run: Run) -> list[int]:
     """The processes that train, whichever session the launcher put them into."""
-    found = [run.pid]
+    found = [run.launcher.pid]
     for pid in found:  # grows meanwhile
         found += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return found[1:]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import STEPS, finished, kill_when, recipe, torchrun, training, workers
+from launch import STEPS, ended, finished, kill_when, recipe, torchrun, training, wait_until, workers
 
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import from_pretrained
@@ -123,6 +123,30 @@ def test_sixteen_bits(engine, lora, tmp_path):
 
 
 @needs_deepspeed
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
+def test_a_kill_in_sixteen_bits_changes_nothing(engine, tmp_path):
+    """Guards the 32-bit copies of weights that train in 16: checkpoints keep them, and a run goes on from them."""
+    finished(training(torchrun(2), recipe(tmp_path, "uncut", 2, sharding=engine, precision="bf16"), engine))
+    of = recipe(tmp_path, "run", 2, sharding=engine, precision="bf16", save_steps=1)
+    kill_when(training(torchrun(2), of, engine), lambda: saved(tmp_path / "run", 8))
+    finished(training(torchrun(2), of, engine))
+    assert_is_the_run(tmp_path / "run", log(tmp_path / "uncut"))
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2", None])
+def test_processes_are_drawn_to_the_dense_path_together(engine, whole, tmp_path):
+    """Guards distillation: the second forward keeps all layers, of whatever weights are shared out."""
+    finished(training([sys.executable], recipe(tmp_path, "alone", distill_coef=1.0)))
+    of = recipe(tmp_path, "run", 2, distill_coef=1.0, sharding=engine)
+    finished(training(torchrun(2), of, engine))
+    alone = log(tmp_path / "alone")
+    assert_is_the_run(tmp_path / "run", alone)
+    for line, plain in zip(alone, whole, strict=True):
+        assert line.loss - line.ce > plain.loss - plain.ce + 1e-3  # the distance counts
+
+
+@needs_deepspeed
 @pytest.mark.parametrize("engine", ["zero2", "zero3", None])
 def test_batches_without_pictures_do_not_part_the_processes(engine, tmp_path):
     """Guards mixtures with text: a process whose dialogues have no picture calls the vision tower as the others do."""
@@ -153,27 +177,23 @@ def test_other_batches_are_refused(tmp_path):
     """Guards the run's steps: twice the processes with as many records each would train something else."""
     kill_when(training(torchrun(2), recipe(tmp_path, "run", 2, save_steps=1)), lambda: saved(tmp_path / "run", 2))
     run = training(torchrun(1), recipe(tmp_path, "run", 2, save_steps=1))
-    output, _ = run.communicate(timeout=300)
-    assert run.returncode != 0
-    assert "records_a_step: 8 there, 4 asked for" in output
+    status, said = ended(run, timeout=300)
+    assert status != 0
+    assert "records_a_step: 8 there, 4 asked for" in said
 
 
 def test_when_one_process_dies_all_end(tmp_path):
     """Guards a cluster's hours: the rest say so within a minute, and what was saved stays."""
     of = recipe(tmp_path, "run", 2, save_steps=1)
     run = training(torchrun(2), of)
-    deadline = time.monotonic() + 300
-    while not saved(tmp_path / "run", 2):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: saved(tmp_path / "run", 2), run)
     os.kill(workers(run)[-1], signal.SIGKILL)
     started = time.monotonic()
-    output, _ = run.communicate(timeout=120)
+    status, said = ended(run, timeout=120)
     assert time.monotonic() - started < 60
-    assert run.returncode != 0
-    assert "SIGKILL" in output or "lost the other processes" in output
-    assert "could not be written" not in output
+    assert status != 0
+    assert "SIGKILL" in said or "lost the other processes" in said
+    assert "could not be written" not in said
     assert saved(tmp_path / "run", 2)
 
 

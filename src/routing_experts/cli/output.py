@@ -50,7 +50,8 @@ class Output:
         """Silences the libraries unless asked to be verbose: their bars and notices would bury what matters."""
         if self.verbose:
             return
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        for module in ("transformers", "torch.distributed"):  # the latter's: DeepSpeed's calls, hundreds a run
+            warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         from transformers.utils import logging as hf_logging
 
         hf_logging.set_verbosity_error()
