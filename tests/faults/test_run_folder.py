@@ -118,6 +118,10 @@ def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps(noted | {"finished": False}))
     with pytest.raises(TrainingError, match=r"holds another run: data: '\w+' there, '\w+' asked for"):
         quiet_run(of)
+    quiet_run(of, accept=True)
+    noted = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [change["change"].split(":")[0] for change in noted["changes"]] == ["data"]
+    quiet_run(of)  # it is this run's now
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError, match="records_a_step: 8 there, 16 asked for"):
         folder.check_facts({"records_a_step": 16})
@@ -193,14 +197,36 @@ def test_a_full_disk_at_the_last_save_keeps_the_checkpoint(tmp_path, monkeypatch
     alone = recipe_from_dict(settings(tmp_path / "alone") | {"stages": [stage]})
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
-        with pytest.raises(TrainingError, match=r"No space left.*same command") as told:
-            quiet_run(alone)
-    assert "whole and stays" not in str(told.value)  # there is no checkpoint to go on from
+        with pytest.raises(TrainingError, match=r"No space left.*checkpoint-3 is whole.*same command"):
+            quiet_run(alone)  # one stage, and nothing saved on the way: its end is
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
         with pytest.raises(CheckpointError, match="could not be written"):
             from_pretrained(tmp_path / "run" / "model").save_pretrained(tmp_path / "copy")
     assert not list(tmp_path.glob(".copy.*"))
+
+
+def test_restarting_deletes_nothing_that_no_run_made(tmp_path):
+    """Guards other people's folders of the same names; a clearing that was cut short can be repeated."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("mine")
+    with pytest.raises(TrainingError, match=r"has model/ but no run\.json: no run made that"):
+        quiet_run(recipe(tmp_path), restart=True)
+    assert (tmp_path / "model" / "mine.txt").exists()
+    quiet_run(recipe(tmp_path / "run"))
+    (tmp_path / "run" / "run.json").write_text("cut")
+    assert quiet_run(recipe(tmp_path / "run"), restart=True).folder.is_dir()
+
+
+def test_a_change_that_would_make_another_run_is_never_accepted(tmp_path):
+    """Guards ``--accept-changes``: it is for records and rates alone, and for runs that are not finished."""
+    quiet_run(recipe(tmp_path))
+    with pytest.raises(TrainingError, match="learning_rate"):
+        quiet_run(recipe(tmp_path, learning_rate=2e-3), accept=True)
+    noted = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(noted | {"finished": False}))
+    with pytest.raises(TrainingError, match=r"training\.seed: 0 there, 7 asked for.*\(--restart\)\.$"):
+        quiet_run(recipe(tmp_path, seed=7), accept=True)
 
 
 def test_restarting_takes_back_what_was_measured(tmp_path):

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from runs import quiet_run, recipe
+from runs import quiet_run, recipe, settings
 
 from routing_experts.models.convert import revert
 from routing_experts.nn.losses import distillation_per_example
 from routing_experts.training import run
+from routing_experts.training.lora import base_of
+from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.trainer import RoETrainer, model_inputs
 
 COEF = 3.0
@@ -22,7 +24,7 @@ def compared(monkeypatch) -> list[dict[str, float]]:
 
     class Compared(RoETrainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            dense = revert(copy.deepcopy(self.accelerator.unwrap_model(model)))
+            dense = revert(base_of(copy.deepcopy(self.accelerator.unwrap_model(model)))).eval()
             with torch.no_grad():
                 dense_logits = dense(**model_inputs(inputs), use_cache=False).logits
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -56,3 +58,12 @@ def test_it_adds_to_the_loss_alone(compared, tmp_path):
     plain = compared[3]
     assert "distillation" not in plain
     assert first["total_loss"] == pytest.approx(plain["total_loss"] + COEF * first["distillation"], rel=1e-5)
+
+
+def test_the_dense_path_is_asked_without_dropout(compared, tmp_path):
+    """Guards what is drawn to: what the model says, not what a random part of its updates says."""
+    pytest.importorskip("peft")
+    lora = {"lora": {"rank": 4, "dropout": 0.5}}
+    quiet_run(recipe_from_dict(settings(tmp_path, steps=4, distill_coef=COEF) | lora))
+    for step in compared:
+        assert step["distillation"] == pytest.approx(step["expected"], rel=1e-4, abs=1e-7)

@@ -3,18 +3,21 @@
 import json
 import os
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from runs import assert_same_losses, log, quiet_run, recipe, settings
 from safetensors import safe_open
 
 from routing_experts.errors import ConfigError, TrainingError
 from routing_experts.training import run
+from routing_experts.training.checks import check_engine
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.schedule import Stage
-from routing_experts.training.sharding import check_sharding, forget_engine, is_sharded
+from routing_experts.training.sharding import forget_engine, is_sharded
 
 
 @pytest.fixture
@@ -29,6 +32,16 @@ def nothing_loads(monkeypatch):
         ({}, r"zero_optimization\.stage is None"),
         ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}, "sets optimizer: the recipe's learning"),
         ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}, "scheduler": {}}, "sets scheduler, fp16"),
+        *[
+            ({"zero_optimization": {"stage": 3}} | value, f"{name}, the recipe's is {ours}, and the two must agree")
+            for value, name, ours in (
+                ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4", 8),
+                ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2", 1),
+                ({"train_batch_size": 64}, "train_batch_size is 64", 8),
+                ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5", 1.0),
+                ({"bf16": {"enabled": True}}, "bf16.enabled is True", False),
+            )
+        ],
     ],
 )
 def test_a_deepspeed_file_that_would_overrule_the_recipe_is_refused(changes, told, nothing_loads, tmp_path):
@@ -41,17 +54,79 @@ def test_a_deepspeed_file_that_would_overrule_the_recipe_is_refused(changes, tol
 
 
 @pytest.mark.parametrize("settings", [{}, {"FSDP_VERSION": "1"}, {"FSDP_VERSION": "2", "LAZY": "true"}], ids=str)
-def test_a_launcher_s_fsdp_that_loses_names_is_refused(settings, monkeypatch):
+def test_a_launcher_s_fsdp_that_loses_names_is_refused(settings, tmp_path, monkeypatch):
     """Guards ``accelerate launch`` with a configuration of its own."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.delenv("FSDP_VERSION", raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name.replace("LAZY", "FSDP_CPU_RAM_EFFICIENT_LOADING"), value)
+    of = recipe(tmp_path)
     with pytest.raises(ConfigError, match="only fsdp_version 2 without"):
-        check_sharding(None)
+        check_engine(of)
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
-    check_sharding(None)
+    check_engine(of)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"ZERO_STAGE": "1"}, r"accelerate's DeepSpeed configuration: zero_optimization\.stage is 1"),
+        ({"ZERO_STAGE": "2", "STEPS": "4"}, r"gradient_accumulation_steps is 4\.0, the recipe's is 1"),
+        ({"CONFIG_FILE": "own.json"}, "sets optimizer: the recipe's learning"),
+    ],
+    ids=str,
+)
+def test_a_launcher_s_deepspeed_is_held_to_the_recipe(settings, told, tmp_path, monkeypatch):
+    """Guards ``accelerate launch`` with DeepSpeed's settings, which would change learning rates or steps."""
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam"}}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for name, value in settings.items():
+        short = name == "STEPS"
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS" if short else f"ACCELERATE_DEEPSPEED_{name}", value)
+    with pytest.raises(ConfigError, match=told):
+        check_engine(recipe(tmp_path))
+    for name in ("CONFIG_FILE", "ZERO_STAGE"):
+        monkeypatch.delenv(f"ACCELERATE_DEEPSPEED_{name}", raising=False)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    check_engine(recipe(tmp_path))
+
+
+def test_a_launcher_s_precision_is_held_to_the_recipe(tmp_path, monkeypatch):
+    """Guards 32 bits against a launcher whose configuration says 16, which the Trainer would follow."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ConfigError, match=r"mixed precision is fp16, training\.precision is fp32"):
+        check_engine(recipe(tmp_path))
+    check_engine(recipe(tmp_path, precision="bf16"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_engine(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero3"])
+def test_sharding_without_a_launcher_is_refused(sharding, nothing_loads, tmp_path, monkeypatch):
+    """Guards ``roe train`` of a recipe for many: FSDP would share out nothing, DeepSpeed ask for MPI."""
+    if sharding != "fsdp2":
+        pytest.importorskip("deepspeed")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ConfigError, match=f"sharding='{sharding}' without a launcher: .*torchrun"):
+        quiet_run(recipe(tmp_path / "run", sharding=sharding))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    check_engine(recipe(tmp_path / "run", sharding=sharding))
+
+
+def test_one_process_trains_on_one_device(tmp_path, monkeypatch):
+    """Guards machines with several GPUs: the Trainer would split a process's batches, but not what its routers read."""
+
+    def eight(arguments: transformers.TrainingArguments) -> torch.device:
+        arguments._n_gpu = 8
+        return torch.device("cpu")
+
+    devices = cached_property(eight)
+    devices.__set_name__(transformers.TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(transformers.TrainingArguments, "_setup_devices", devices)
+    arguments = run.training_arguments(recipe(tmp_path))
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 8)
 
 
 def test_a_run_in_the_same_process_shares_out_nothing_by_itself(monkeypatch):

@@ -1,18 +1,20 @@
 """Runs that are not worth going on with: they stop, name the records, and keep what was good."""
 
 import io
+import json
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from runs import quiet_run, recipe, settings, weights
+from runs import log, quiet_run, recipe, settings, weights
 
 from routing_experts.data.collate import example_key
 from routing_experts.errors import TrainingError
 from routing_experts.models.load import load_base
 from routing_experts.training import run
 from routing_experts.training.callbacks import RateWatch
+from routing_experts.training.folder import last_complete
 from routing_experts.training.health import stuck_rate
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.schedule import THREE_STAGES
@@ -43,6 +45,39 @@ def test_a_bad_loss_stops_the_run_and_names_its_records(value, told, tmp_path, m
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-4"]
     kept = weights(load_base(tmp_path / "checkpoints" / "checkpoint-4"))
     assert all(tensor.isfinite().all() for tensor in kept.values())
+    mended = recipe(tmp_path, steps=6, save_steps=1, learning_rate=5e-4)
+    with pytest.raises(TrainingError, match=r"learning_rate: 0.001 there, 0.0005 asked for.*--accept-changes"):
+        quiet_run(mended)
+    assert quiet_run(mended, accept=True).folder.is_dir()
+    noted = json.loads((tmp_path / "run.json").read_text())
+    assert noted["recipe"]["training"]["learning_rate"] == 5e-4
+    assert noted["changes"] == [{"step": 4, "change": "training.learning_rate: 0.001 there, 0.0005 asked for"}]
+    quiet_run(recipe(tmp_path / "lower", steps=6, learning_rate=5e-4))
+    rates, lower = ([line.learning_rate for line in log(folder)] for folder in (tmp_path, tmp_path / "lower"))
+    assert rates[:3] != lower[:3]
+    assert rates[4:] == pytest.approx(lower[4:])
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_weights_that_the_last_update_spoiled_are_not_kept(step, tmp_path, monkeypatch):
+    """Guards checkpoints, and the model at the end, against a gradient that overflows while the loss is a number."""
+
+    class Overflows(RoETrainer):
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(model, *args, **kwargs)
+            if self.state.global_step == step - 1:
+                next(p for p in model.parameters() if p.grad is not None).grad.fill_(torch.inf)
+            return loss
+
+    of = recipe(tmp_path, steps=6, save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "RoETrainer", Overflows)
+        with pytest.raises(TrainingError, match=rf"step {step}: .* holds what is no number, from a gradient"):
+            quiet_run(of)
+    assert not (tmp_path / "model").exists()
+    newest = last_complete(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.name == f"checkpoint-{step - 1}"
     assert quiet_run(of).folder.is_dir()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -70,9 +69,11 @@ def test_what_cannot_be_packed_is_refused(changes, told, tmp_path):
         recipe_from_dict(made)
 
 
-def test_packed_weights_are_not_shared_out(tmp_path):
-    """Guards the message, before processes are joined or a model is loaded."""
-    of = quantised(tmp_path, "4bit")
-    of = replace(of, training=replace(of.training, sharding="fsdp2"))
+def test_packed_weights_are_not_shared_out(tmp_path, monkeypatch):
+    """Guards the message, before processes are joined or a model is loaded, whoever brings the engine."""
+    with pytest.raises(ConfigError, match="packed weights cannot be shared out"):
+        quantised(tmp_path, "4bit", sharding="fsdp2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(TrainingError, match="packed weights cannot be shared out"):
-        quiet_run(of)
+        quiet_run(quantised(tmp_path, "4bit"))

@@ -72,7 +72,7 @@ def test_state_that_is_not_there_or_cut_is_named(tmp_path):
 def test_engines_by_name(tmp_path, monkeypatch):
     """Guards names, files of one's own, and messages for what is neither."""
     for name in ("zero2", "zero3", "zero3_offload", "fsdp2"):
-        assert engine_file(name).is_file()
+        assert engine_file(name)[0].is_file()
         assert is_sharded(name)
     assert engine_arguments(None) == {}
     assert engine_arguments("zero3")["deepspeed"].endswith("zero3.json")

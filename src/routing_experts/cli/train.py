@@ -15,6 +15,9 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart/--resume", help="Throw away the folder's run, or go on from where it stopped.")
     ] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although records or learning rates were changed meanwhile.")
+    ] = False,
     dense: Annotated[
         bool, typer.Option("--dense", help="Train the dense control instead: the base, same records, same steps.")
     ] = False,
@@ -52,7 +55,7 @@ def train(
     if estimate:
         say_memory(settings, processes, tokens, json, say)
         return
-    trained = run_training(settings, say.progress, restart)
+    trained = run_training(settings, say.progress, restart, accept_changes)
     if not is_main_process():
         return
     if json:

@@ -215,14 +215,14 @@ class HeldOut(TrainerCallback):
 class StopAt(TrainerCallback):
     """Ends a stage's trainer at the stage's last step, with a checkpoint to go on from."""
 
-    def __init__(self, step: int, keep: bool) -> None:
-        self.step, self.keep = step, keep
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Saves and stops once the step is reached."""
         if state.global_step >= self.step:
             control.should_training_stop = True
-            control.should_save |= self.keep  # a guard that was interrupted in the last step asked for it already
+            control.should_save = True  # of the last stage too: its model has yet to be made and written
         return control
 
 

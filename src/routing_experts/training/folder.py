@@ -37,6 +37,10 @@ HARMLESS = (
 )
 
 
+# What a run may be mended by on its way, if that is said.
+MENDABLE = ("data", "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")
+
+
 class RunFolder:
     """A run's folder on disk.
 
@@ -73,7 +77,7 @@ class RunFolder:
         finally:
             lock.release()
 
-    def begin(self, recipe: Mapping[str, Any], restart: bool = False) -> None:
+    def begin(self, recipe: Mapping[str, Any], restart: bool = False, accept: bool = False) -> None:
         """Makes the folder this recipe's, or goes on with what is there of it; incomplete checkpoints are removed.
 
         A run that left neither a whole checkpoint nor a model claims nothing: any recipe may take its place.
@@ -81,9 +85,10 @@ class RunFolder:
         Args:
             recipe: plain settings.
             restart: throw away what an earlier run of whatever recipe left.
+            accept: go on although records or rates are others now.
 
         Raises:
-            TrainingError: if the folder holds a run of another recipe.
+            TrainingError: if the folder holds a run of another recipe, or something that is no run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if restart:
@@ -93,23 +98,29 @@ class RunFolder:
         if started is None and any(self.checkpoints.glob("checkpoint-*")):
             raise TrainingError(
                 f"{self.path} holds checkpoints but no {RUN_NAME} that says of which recipe; another version may have "
-                "written them. Give another output folder, or throw them away (--restart)."
+                "written them. Give another output folder (--output), or delete them."
             )
         if started is not None and (started["finished"] or last_complete(self.checkpoints) is not None):
-            self._refuse_other(_differences(started["recipe"], wanted))
+            changes = self._changes(started["recipe"], wanted, accept and not started["finished"])
+            if changes:
+                self._write(started | {"recipe": wanted, "changes": [*started["changes"], *changes]})
         else:
             self.log.unlink(missing_ok=True)
-            self._write({"format": RUN_FORMAT, "recipe": wanted, "facts": {}, "finished": False})
+            self._write({"format": RUN_FORMAT, "recipe": wanted, "facts": {}, "finished": False, "changes": []})
         remove_incomplete(self.checkpoints)
 
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Raises ``TrainingError`` if the folder holds a run of another recipe than these plain settings."""
         started = self._read()
         if started is not None:
-            self._refuse_other(_differences(started["recipe"], json.loads(json.dumps(recipe))))
+            self._changes(started["recipe"], json.loads(json.dumps(recipe)))
 
-    def check_facts(self, facts: Mapping[str, Any]) -> None:
+    def check_facts(self, facts: Mapping[str, Any], accept: bool = False) -> None:
         """Holds a run to what its recipe does not say but its weights depend on: files' contents, records a step.
+
+        Args:
+            facts: by name.
+            accept: go on although records are others now.
 
         Raises:
             TrainingError: if a fact was another one when the run began; what was not noted then is noted now.
@@ -117,16 +128,24 @@ class RunFolder:
         started = self._read()
         assert started is not None
         known = started["facts"]
-        self._refuse_other(_differences(known, {name: facts.get(name, value) for name, value in known.items()}))
-        if facts.keys() - known.keys():
-            self._write(started | {"facts": {**known, **facts}})
+        changes = self._changes(known, {name: facts.get(name, value) for name, value in known.items()}, accept)
+        if changes or facts.keys() - known.keys():
+            facts = {**known, **facts}
+            self._write(started | {"facts": facts, "changes": [*started["changes"], *changes]})
 
-    def _refuse_other(self, differing: list[str]) -> None:
-        if differing:
+    def _changes(self, before: Any, now: Any, accept: bool = False) -> list[dict[str, Any]]:
+        """What is other now, to be noted with the step from which it holds, if a run may go on by that."""
+        differing = _differences(before, now)
+        names = {difference.partition(":")[0] for difference in differing}
+        are_mendable = all(name in MENDABLE or name.startswith("data.") for name in names)
+        if differing and not (accept and are_mendable):
             raise TrainingError(
                 f"{self.path} holds another run: {'; '.join(sorted(differing)[:4])}. Going on would mix the two. Give "
-                "another output folder (--output), or throw that run away (--restart)."
+                "another output folder (--output), or throw that run away (--restart)"
+                + ("; or go on with the change from its last checkpoint (--accept-changes)." if are_mendable else ".")
             )
+        last = last_complete(self.checkpoints)
+        return [{"step": step_of(last) if last else 0, "change": difference} for difference in differing]
 
     @property
     def recipe(self) -> dict[str, Any] | None:
@@ -147,14 +166,20 @@ class RunFolder:
         self._write(run | {"finished": True})
 
     def _clear(self) -> None:
-        """Removes the run. In this order, a clearing that is killed leaves nothing that could pass for a run."""
-        self._run.unlink(missing_ok=True)
+        """Removes the run. In this order, a clearing that is killed leaves a run that has nothing yet."""
+        folders = [folder for folder in (self.checkpoints, self.tensorboard, self.model) if folder.exists()]
+        if folders and not self._run.exists():
+            raise TrainingError(
+                f"{self.path} has {', '.join(f'{folder.name}/' for folder in folders)} but no {RUN_NAME}: no run made "
+                "that, and --restart deletes runs alone. Give another output folder (--output), or delete it yourself."
+            )
+        if folders:
+            self._write({"format": RUN_FORMAT, "recipe": {}, "finished": False})
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             (checkpoint / MARKER).unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.tensorboard, self.model):
-            if folder.exists():
-                shutil.rmtree(folder)
-        for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME):
+        for folder in folders:
+            shutil.rmtree(folder)
+        for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME, self._run):
             file.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any] | None:
@@ -166,6 +191,7 @@ class RunFolder:
                 "format": run.get("format", RUN_FORMAT),
                 "recipe": dict(run["recipe"]),
                 "facts": dict(run.get("facts", {})),
+                "changes": list(run.get("changes", [])),
                 "finished": bool(run["finished"]),
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:

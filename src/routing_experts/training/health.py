@@ -4,7 +4,7 @@ Shapes: B examples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,10 @@ from routing_experts.errors import TrainingError
 EXPLODED = 2.0  # times what guessing among all tokens costs: no model that still reads its input is as bad
 STUCK = 0.01  # of the routed layers: so near to none or all that routers no longer tell examples apart
 NAMED = 8  # records of a batch that a message names
+GO_ON = (
+    "The last whole checkpoint is from before: --accept-changes goes on from it with other rates or records, --restart "
+    "begins anew."
+)
 
 
 class StepLosses:
@@ -60,14 +64,31 @@ class StepLosses:
         raise TrainingError(_told(gather_object(mine), dataset, step, self.limit))
 
 
+def check_numbers(named: Iterable[tuple[str, Tensor]], step: int) -> None:
+    """Looks at weights before they are kept: a loss tells of the step before, not of what the last update did.
+
+    Args:
+        named: the weights.
+        step: that they were after.
+
+    Raises:
+        TrainingError: if one of them is no number.
+    """
+    spoiled = next((name for name, value in named if not bool(value.isfinite().all())), None)
+    if spoiled is not None:
+        raise TrainingError(
+            f"step {step}: {spoiled} holds what is no number, from a gradient that overflowed. Lower "
+            "training.learning_rate, training.base_learning_rate or training.max_grad_norm. " + GO_ON
+        )
+
+
 def _told(bad: Sequence[tuple[float, list[int]]], dataset: EncodedDataset, step: int, limit: float) -> str:
     loss, keys = bad[0]
     what = "no number" if math.isnan(loss) else f"above {limit:.1f}, twice what guessing costs"
     names = ", ".join(_ids(dataset, set(keys)))
     return (
         f"step {step}: the loss is {loss:g}, {what}, on records {names}. Look at these records, and lower "
-        "training.learning_rate or training.base_learning_rate. The last whole checkpoint is from before: with the "
-        "records mended, or with --restart and other settings, the same command goes on."
+        "training.learning_rate or training.base_learning_rate. " + GO_ON
     )
 
 

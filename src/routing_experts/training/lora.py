@@ -1,5 +1,7 @@
 """Low-rank tuning of the base model's decoder layers, through peft."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ def load_updates(model: Any, folder: Path) -> None:
             f"{folder} does not hold this recipe's LoRA updates: missing {missing[:4]}, unexpected "
             f"{report.unexpected_keys[:4]}. It belongs to another recipe: give that one, or another output."
         )
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Switches dropout off for a while, the updates' and the base's: what a model says of itself, not of a sample."""
+    active = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in active:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in active:
+            module.train()
 
 
 def base_of(model: Any) -> Any:

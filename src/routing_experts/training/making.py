@@ -1,11 +1,12 @@
 """The model that a recipe trains: made before its first step, merged after its last."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -17,6 +18,7 @@ from routing_experts.models.convert import convert, is_routed, retarget
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline
 from routing_experts.training.lora import base_of, decoder_linears, is_lora_key, load_updates, with_lora
 from routing_experts.training.recipe import Recipe
+from routing_experts.training.state import FILES as OPTIMIZER_FILES
 
 
 def make_model(recipe: Recipe, processor: Any) -> Any:
@@ -113,6 +115,15 @@ def quantization_config(recipe: Recipe, dtype: torch.dtype) -> Any:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=others,
     )
+
+
+def saved_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's, one at a time: the model's or LoRA's updates, and the RoE parts."""
+    for path in sorted(folder.glob("*.safetensors")):
+        if not path.match(OPTIMIZER_FILES):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                    yield name, file.get_tensor(name)
 
 
 def load_weights(model: Any, folder: Path) -> None:

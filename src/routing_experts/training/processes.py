@@ -10,8 +10,8 @@ from routing_experts.errors import RoutingExpertsError, TrainingError
 
 T = TypeVar("T")
 
-# What the backends say of a process that is gone; torch has no class of errors for it.
-_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+# What gloo says of a process that is gone; errors of the other backends have a class.
+_LOST = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe")
 
 
 def is_main_process() -> bool:
@@ -22,6 +22,11 @@ def is_main_process() -> bool:
 def num_processes() -> int:
     """How many train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process, be it the only one."""
+    return "LOCAL_RANK" in os.environ
 
 
 def on_main(act: Callable[[], T], told: str) -> T:
@@ -53,4 +58,6 @@ def on_main(act: Callable[[], T], told: str) -> T:
 
 def lost_the_others(error: BaseException) -> bool:
     """Whether this process failed because it waited for another one that had ended."""
+    if isinstance(error, dist.DistError):
+        return True
     return dist.is_initialized() and any(sign in str(error).lower() for sign in _LOST)

@@ -240,6 +240,11 @@ class Recipe:
                 f"quantization={self.quantization!r} with random_init: only weights that are loaded can be packed. "
                 "Take one of them out."
             )
+        if self.training.sharding is not None:
+            raise ConfigError(
+                f"quantization={self.quantization!r} with training.sharding={self.training.sharding!r}: packed weights "
+                "cannot be shared out. Take one of them out; without sharding each process holds a quantised copy."
+            )
 
     @property
     def is_routed(self) -> bool:

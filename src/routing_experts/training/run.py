@@ -10,8 +10,6 @@ import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +27,13 @@ from routing_experts.errors import (
     CheckpointError,
     ConfigError,
     InterruptedRunError,
-    MissingExtraError,
     TrainingError,
 )
 from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline, load_processor
-from routing_experts.optional import need
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
+from routing_experts.training.checks import check_engine
 from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
@@ -44,7 +41,7 @@ from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
 from routing_experts.training.recipe import Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
-from routing_experts.training.sharding import check_sharding, engine_arguments, forget_engine, is_deepspeed, is_sharded
+from routing_experts.training.sharding import engine_arguments, forget_engine, is_sharded
 from routing_experts.training.trainer import RoETrainer
 
 
@@ -57,7 +54,7 @@ class Trained:
     folder: Path
 
 
-def train(recipe: Recipe, console: Console | None = None, restart: bool = False) -> Trained:
+def train(recipe: Recipe, console: Console | None = None, restart: bool = False, accept: bool = False) -> Trained:
     """Runs a recipe to its end and writes the model's folder.
 
     A run that was cut short goes on from its last whole checkpoint, to the weights that it would have had; one that is
@@ -67,6 +64,7 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
         recipe: what to do.
         console: where progress is shown.
         restart: throw away what is in the output folder of this or another run.
+        accept: go on with the folder's run although its records or learning rates are others now.
 
     Raises:
         ConfigError: if the recipe's settings contradict each other, or the model that it starts from.
@@ -79,7 +77,7 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
     _check_paths(recipe)
     folder = RunFolder(recipe.output)
     with folder.locked() if is_main_process() else nullcontext():
-        if _begin(folder, recipe, restart):
+        if _begin(folder, recipe, restart, accept):
             console.print(f"{folder.path} is finished already; --restart trains it anew.")
             load = from_pretrained if is_routed_folder(folder.model) else load_base
             return Trained(load(folder.model), load_processor(folder.model), folder.model)
@@ -96,14 +94,14 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False)
             forget_engine(recipe.training.sharding)
 
 
-def _begin(folder: RunFolder, recipe: Recipe, restart: bool) -> bool:
+def _begin(folder: RunFolder, recipe: Recipe, restart: bool, accept: bool) -> bool:
     """The main process looks at the folder and makes it this run's; says whether the run is finished already."""
     training_arguments(recipe)  # joins the processes, if there are several
 
     def look() -> bool:
-        folder.begin(recipe_values(recipe), restart)
+        folder.begin(recipe_values(recipe), restart, accept)
         if not folder.is_finished:
-            folder.check_facts(_facts(recipe))
+            folder.check_facts(_facts(recipe), accept)
         return folder.is_finished
 
     return on_main(look, f"{folder.path} cannot be trained in: the first process says why. Mend that, then repeat.")
@@ -148,44 +146,6 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     if guard.interrupted:
         raise InterruptedRunError(f"interrupted in the last step: the run is finished, its model is {trained.folder}.")
     return trained
-
-
-def check_engine(recipe: Recipe) -> None:
-    """What can be known before a model is loaded: whether engine, processes and packages fit the recipe.
-
-    Raises:
-        ConfigError: if the processes do not divide a step.
-        TrainingError: for what an engine cannot do.
-        MissingExtraError: for a package that is not installed.
-    """
-    if recipe.lora is not None:
-        need("peft", "lora", "the recipe's `lora`")
-    check_sharding(recipe.training.sharding)
-    for name in recipe.training.report_to:
-        if find_spec(name) is None:
-            raise MissingExtraError(f"training.report_to: {name} is not installed. Run: pip install {name}")
-    if recipe.quantization is not None:
-        need("bitsandbytes", "quant", f"`quantization: {recipe.quantization}`")
-        if is_sharded(recipe.training.sharding):
-            raise TrainingError(
-                f"quantization={recipe.quantization!r} with sharded weights: packed weights cannot be shared out. Take "
-                "one of them out of the recipe; without `training.sharding` each process holds a quantised copy."
-            )
-    recipe.training.accumulation_on(num_processes())
-    _check_stages(recipe)
-
-
-def _check_stages(recipe: Recipe) -> None:
-    """DeepSpeed keeps state of what trains alone: what a stage freezes would begin anew when a later one trains it."""
-    if not is_deepspeed(recipe.training.sharding):
-        return
-    for before, after in pairwise(recipe.stages):
-        frozen = set(before.trains) - set(after.trains)
-        if any(frozen & set(stage.trains) for stage in recipe.stages[recipe.stages.index(after) :]):
-            raise TrainingError(
-                f"stage {after.name!r} freezes {', '.join(sorted(frozen))}, and a later one trains it again: DeepSpeed "
-                "loses the optimiser's state between. Take training.sharding=fsdp2, or train it throughout."
-            )
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
@@ -278,7 +238,7 @@ def _train_stage(
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
         data_collator=_collator(processor, datasets[0], is_sharded(recipe.training.sharding)),
-        callbacks=[*callbacks, StopAt(end, keep=not is_last)],
+        callbacks=[*callbacks, StopAt(end)],
     )
     trainer.remove_callback(PrinterCallback)  # the bar and the log say it better
     if recipe.training.gradient_checkpointing:  # re-entrant checkpointing gives wrong gradients beside routing tokens
@@ -336,7 +296,7 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
     settings = recipe.training
     folder = RunFolder(recipe.output)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.tensorboard)  # the Trainer asks for it there
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -359,6 +319,9 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
         **engine_arguments(settings.sharding, model),
         ddp_find_unused_parameters=_leaves_parameters_unused(recipe),
     )
+    # Left to itself, the Trainer would split one process's batches among all GPUs that it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _leaves_parameters_unused(recipe: Recipe) -> bool:

@@ -10,11 +10,10 @@ from typing import Any
 
 from routing_experts.errors import ConfigError
 from routing_experts.models.families import family_of
-from routing_experts.optional import need
 
 SHIPPED = Path(__file__).parent.parent / "recipes" / "engines"
 FSDP = "fsdp2"
-_FSDP, _LAZY = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"  # what `accelerate launch` sets
+LAUNCHED_FSDP, LAUNCHED_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # `accelerate launch` sets them
 
 
 def engine_file(name: str) -> tuple[Path, dict[str, Any]]:
@@ -55,53 +54,22 @@ def engine_arguments(sharding: str | None, model: Any = None) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": settings}
 
 
-def check_sharding(sharding: str | None) -> None:
-    """What can be known of an engine beforehand.
-
-    Raises:
-        ConfigError: for settings that are not there, or that a run cannot go on by.
-        MissingExtraError: for DeepSpeed that is not there.
-    """
-    if sharding is not None:
-        path, settings = engine_file(sharding)
-        if sharding != FSDP:
-            need("deepspeed", "deepspeed", f"`training.sharding: {sharding}`")
-            _check_deepspeed(path, settings)
-    launched = {name: os.environ.get(name, "").lower() for name in (_FSDP, "FSDP_VERSION", _LAZY)}
-    if launched[_FSDP] == "true" and (launched["FSDP_VERSION"] != "2" or launched[_LAZY] == "true"):
-        raise ConfigError(
-            "accelerate's FSDP configuration: a run goes on by parameters' names, which only fsdp_version 2 without "
-            "cpu_ram_efficient_loading keeps. Change that, or leave FSDP to the recipe: training.sharding=fsdp2."
-        )
-
-
-def _check_deepspeed(path: Path, settings: dict[str, Any]) -> None:
-    """A DeepSpeed file shares out what it shares out; optimiser, schedule and precision are the recipe's."""
-    stage = (settings.get("zero_optimization") or {}).get("stage")
-    if stage not in (2, 3):
-        raise ConfigError(
-            f"{path}: zero_optimization.stage is {stage}. Stages 2 and 3 are supported; without sharding leave "
-            "training.sharding out."
-        )
-    taken = [name for name in ("optimizer", "scheduler", "fp16") if name in settings]
-    if taken:
-        raise ConfigError(
-            f"{path} sets {', '.join(taken)}: the recipe's learning rates, schedule and precision would be ignored. "
-            "Take them out of the file."
-        )
+def is_set(variable: str) -> bool:
+    """Whether a launcher says yes."""
+    return os.environ.get(variable, "").lower() == "true"
 
 
 def is_sharded(sharding: str | None) -> bool:
     """Whether the recipe, or the launcher, has processes share out weights or optimiser state."""
-    return sharding is not None or is_deepspeed(None) or os.environ.get(_FSDP, "").lower() == "true"
+    return sharding is not None or is_deepspeed(None) or is_set(LAUNCHED_FSDP)
 
 
 def is_deepspeed(sharding: str | None) -> bool:
     """Whether the recipe or the launcher has DeepSpeed share out."""
-    return sharding not in (None, FSDP) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return sharding not in (None, FSDP) or is_set(LAUNCHED_DEEPSPEED)
 
 
 def forget_engine(sharding: str | None) -> None:
     """Takes back what a recipe's FSDP2 told the process: another run in it may share out nothing."""
     if sharding == FSDP:
-        os.environ.pop(_FSDP, None)
+        os.environ.pop(LAUNCHED_FSDP, None)

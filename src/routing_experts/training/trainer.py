@@ -29,8 +29,9 @@ from routing_experts.nn.losses import (
     sparsity_pressure,
 )
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
-from routing_experts.training.health import StepLosses
-from routing_experts.training.making import is_trained_beside, load_weights
+from routing_experts.training.health import StepLosses, check_numbers
+from routing_experts.training.lora import without_dropout
+from routing_experts.training.making import is_trained_beside, load_weights, saved_weights
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import Recipe
@@ -140,7 +141,7 @@ class RoETrainer(Trainer):
             loss = self._routed_loss(cross_entropy_B, skip_rate_per_example(skip_LBQ, context.valid_BQ))
         if context is not None and self.recipe.training.distill_coef:
             dense = routing_context(self.accelerator.unwrap_model(model), segment_ids, KEEP_ALL)
-            with torch.no_grad():
+            with torch.no_grad(), without_dropout(model):
                 dense_logits = model(**model_inputs(inputs), routing=dense, use_cache=False).logits
             parts["distillation"] = distillation_per_example(outputs.logits, dense_logits, labels).mean()
             loss = loss + self.recipe.training.distill_coef * parts["distillation"]
@@ -313,7 +314,8 @@ class RoETrainer(Trainer):
         """The Trainer's checkpoint, marked once it is whole; older ones go only then.
 
         Raises:
-            TrainingError: if it cannot be written, as on a full disk; what was whole stays.
+            TrainingError: if it cannot be written, as on a full disk, or the step spoiled the weights; what was whole
+                stays.
         """
         checkpoints = Path(str(self.args.output_dir))
         folder = checkpoints / f"checkpoint-{self.state.global_step}"
@@ -321,9 +323,10 @@ class RoETrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
+                check_numbers(saved_weights(folder), self.state.global_step)
                 mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
         except UNWRITTEN as error:
-            if lost_the_others(error):
+            if lost_the_others(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
             if self.is_world_process_zero():
                 shutil.rmtree(folder, ignore_errors=True)
