@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import STEPS, ended, finished, kill_when, recipe, torchrun, training, wait_until, workers
+from launch import STEPS, Run, ended, finished, kill_when, recipe, torchrun, training, wait_until, workers
 
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import from_pretrained
@@ -147,11 +147,11 @@ def test_processes_are_drawn_to_the_dense_path_together(engine, whole, tmp_path)
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("engine", ["zero2", "zero3", None])
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2", None])
 def test_batches_without_pictures_do_not_part_the_processes(engine, tmp_path):
     """Guards mixtures with text: a process whose dialogues have no picture calls the vision tower as the others do."""
     finished(training([sys.executable], recipe(tmp_path, "alone", text_share=0.8)))
-    finished(training(torchrun(2), recipe(tmp_path, "run", 2, text_share=0.8, sharding=engine)))
+    finished(training(torchrun(2), recipe(tmp_path, "run", 2, text_share=0.8, sharding=engine), engine))
     assert_is_the_run(tmp_path / "run", log(tmp_path / "alone"))
 
 
@@ -214,12 +214,27 @@ def test_launchers_as_they_are(launcher, whole, tmp_path):
     assert_is_the_run(tmp_path / "run", whole)
 
 
-def test_two_nodes(whole, tmp_path):
-    """Guards the documented command for two nodes: here each has an address of this machine."""
-    of = recipe(tmp_path, "run", 2)
-    port = str(29000 + os.getpid() % 1000)
-    common = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.2", "--master_port", port]
+def nodes(of: Path, port: int) -> list[Run]:
+    """The documented command for two nodes, each with an address of this machine."""
+    common = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.2", "--master_port", str(port)]
     addresses = [["--node_rank", str(rank), "--local_addr", f"127.0.0.{2 + rank}"] for rank in range(2)]
-    for run in [training([*TORCHRUN, *common, *own], of) for own in addresses]:
+    return [training([*TORCHRUN, *common, *own], of) for own in addresses]
+
+
+def test_two_nodes(whole, tmp_path):
+    """Guards the documented command."""
+    for run in nodes(recipe(tmp_path, "run", 2), 29000 + os.getpid() % 1000):
         finished(run)
     assert_is_the_run(tmp_path / "run", whole)
+
+
+def test_when_one_node_dies_the_other_says_so(tmp_path):
+    """Guards a cluster's hours where no common launcher ends the rest: what is left says what it lost, in a minute."""
+    first, second = nodes(recipe(tmp_path, "run", 2, save_steps=1), 30000 + os.getpid() % 1000)
+    kill_when(second, lambda: saved(tmp_path / "run", 2))
+    started = time.monotonic()
+    status, said = ended(first, timeout=120)
+    assert time.monotonic() - started < 60
+    assert status != 0
+    assert re.search(r"process 0 lost the other processes.*run the same command\s+again", said, re.DOTALL)
+    assert saved(tmp_path / "run", 2)

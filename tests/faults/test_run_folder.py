@@ -19,7 +19,14 @@ from routing_experts.evaluation.calibration import with_bias, with_budget
 from routing_experts.models import checkpoint as checkpoint_module
 from routing_experts.models.load import from_pretrained
 from routing_experts.training import trainer
-from routing_experts.training.folder import RunFolder, keep_newest, last_complete, mark_complete, remove_incomplete
+from routing_experts.training.folder import (
+    CONTENTS,
+    RunFolder,
+    keep_newest,
+    last_complete,
+    mark_complete,
+    remove_incomplete,
+)
 from routing_experts.training.recipe import recipe_from_dict
 
 HOLD = """
@@ -111,16 +118,20 @@ def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path):
     data.write_text("[" + ",".join(a + '{"from": "gpt", "value": "2"}]}' for a in answers) + "]")
     of = recipe_from_dict(settings(tmp_path / "run") | {"data": {"source": str(data)}})
     quiet_run(of)
-    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["facts"]) == {"base", "data", "records_a_step"}
+    assert set(json.loads((tmp_path / "run" / "run.json").read_text())["facts"]) == {
+        "base",
+        "contents of data.source",
+        "records_a_step",
+    }
     data.write_text(data.read_text().replace('"2"', '"3"'))
     assert quiet_run(of).folder.is_dir()  # finished: nothing would be trained on it
     noted = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(noted | {"finished": False}))
-    with pytest.raises(TrainingError, match=r"holds another run: data: '\w+' there, '\w+' asked for"):
+    with pytest.raises(TrainingError, match=rf"another run: {CONTENTS}: '\w+' there, '\w+' asked for"):
         quiet_run(of)
     quiet_run(of, accept=True)
     noted = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert [change["change"].split(":")[0] for change in noted["changes"]] == ["data"]
+    assert [change["change"].split(":")[0] for change in noted["changes"]] == [CONTENTS]
     quiet_run(of)  # it is this run's now
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError, match="records_a_step: 8 there, 16 asked for"):

@@ -24,9 +24,14 @@ def recipe(**training: Any) -> Recipe:
 
 
 def counted(of: Recipe, processes: int = 1, method: str | None = None) -> dict[str, StageMemory]:
-    """By stage, of the recipe's own method."""
-    wanted = method or own_method(of)
-    return {row.stage: row for row in estimate(of, processes, TOKENS) if row.method == wanted}
+    """By stage, of the recipe's own method; others behind it are not counted."""
+    wanted, rows = method or own_method(of), {}
+    for row in estimate(of, processes, TOKENS):
+        if row.method == wanted:
+            rows[row.stage] = row
+        if len(rows) == len(of.stages):
+            break
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,8 @@ def test_activations_follow_the_batch_and_shrink_when_recomputed():
     assert double == pytest.approx(2 * plain, rel=0.1)
     recomputed = counted(recipe(gradient_checkpointing=True))["router_warmup"].activations
     assert recomputed < 0.5 * plain
+    longer = next(row for row in estimate(recipe(batch_size=2), 1, 2 * TOKENS) if row.stage == "router_warmup")
+    assert longer.activations > 2 * plain
 
 
 def test_distillation_takes_the_dense_predictions():
@@ -132,12 +139,15 @@ def test_nothing_but_the_configuration_is_read(tmp_path):
     assert counted(of) == counted(recipe())
 
 
-def test_engines_decide_which_methods_there_are():
+def test_engines_decide_which_methods_there_are(tmp_path):
     """Guards the table: packed weights are not shared out, and the recipe's own way is among the rows."""
     assert list(methods_of(recipe())) == ["full", "lora", "lora, 8bit", "lora, 4bit"]
     assert list(methods_of(recipe(sharding="fsdp2"))) == ["full", "lora"]
+    with pytest.raises(ConfigError, match=r"sharding='zero4' is no engine.*fsdp2, zero2, zero3, zero3_offload"):
+        next(estimate(recipe(sharding="zero4")))
+    (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"memory is counted for zero2, zero3, zero3_offload and fsdp2"):
-        next(estimate(recipe(sharding="mine.json")))
+        next(estimate(recipe(sharding=str(tmp_path / "mine.json"))))
 
 
 def test_live_bytes_are_those_that_are_held():

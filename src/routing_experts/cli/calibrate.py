@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from routing_experts.cli.common import Device
+from routing_experts.cli.common import BatchSize, Device
 from routing_experts.cli.output import AsJson
 
 
@@ -23,6 +23,7 @@ def calibrate(
     ] = None,
     images: Annotated[str | None, typer.Option(help="The folder that the files' image paths start from.")] = None,
     questions: Annotated[int, typer.Option(min=16, help="How many to measure rates on.")] = 1000,
+    batch_size: BatchSize = 64,
     device: Device = "auto",
     json: AsJson = False,
 ) -> None:
@@ -41,7 +42,7 @@ def calibrate(
 
     say, source = start(), Path(model_folder(folder))
     checked_on = heldout or (data if data == "digits" else None)
-    meter, check = meters(source, data, checked_on, images, questions, pick_device(device))
+    meter, check = meters(source, data, checked_on, images, questions, pick_device(device), batch_size)
     if skip_rate is None:
         traced = budgeted(source, meter, check, say.progress)
         if not json:

@@ -14,6 +14,7 @@ from routing_experts.records import RESULTS_NAME, Results
 from routing_experts.training.folder import RunFolder
 
 Device = Annotated[str, typer.Option(help="auto (the accelerator if there is one), cpu, cuda, cuda:1 or mps.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Questions asked at a time; fewer take less memory.")]
 
 
 def model_folder(folder: str) -> str:

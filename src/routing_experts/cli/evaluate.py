@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from routing_experts.cli.common import Device
+from routing_experts.cli.common import BatchSize, Device
 
 
 def evaluate(
@@ -19,6 +19,7 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option(help="Where the results go; a run's results.json by default; - for standard output.")
     ] = None,
+    batch_size: BatchSize = 64,
     device: Device = "auto",
     speed: Annotated[bool, typer.Option(help="Measure seconds, too.")] = True,
     record_routes: Annotated[
@@ -48,9 +49,9 @@ def evaluate(
     if not is_routed_folder(model_folder(folder)):
         if record_routes is not None:
             raise RouteError(f"{folder} is not routed: there are no routes to record. Leave out --record-routes.")
-        judge_dense(folder, asked, say, json, seed, on)
+        judge_dense(folder, asked, say, json, seed, on, batch_size)
         return
-    results, routes = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on)
+    results, routes = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on, batch_size=batch_size)
     target = json or (Path(folder) / RESULTS_NAME if RunFolder(folder).model.is_dir() else None)
     if str(target) != "-":
         print_results(results, say.results)

@@ -32,7 +32,7 @@ from routing_experts.evaluation.evaluate import (
     task_results,
 )
 from routing_experts.evaluation.gallery import write_gallery
-from routing_experts.evaluation.questions import Question, digits_questions, load_questions
+from routing_experts.evaluation.questions import BATCH_SIZE, Question, digits_questions, load_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.evaluation.speed import measure_speed
 from routing_experts.inference.routes import RouteLine, recorded
@@ -64,6 +64,7 @@ def judge(
     with_speed: bool = True,
     seconds_before: float = 0.0,
     device: torch.device | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[Results, list[RouteLine]]:
     """Asks base, tuned base (where the run has one), routed model and controls the same questions.
 
@@ -75,6 +76,7 @@ def judge(
         with_speed: measure seconds, too.
         seconds_before: what the run took until now; part of its ``seconds_total``.
         device: of the models; the CPU by default.
+        batch_size: questions asked at a time.
 
     Returns:
         What was measured, and the routes that the questions took.
@@ -84,7 +86,7 @@ def judge(
     device = device or torch.device("cpu")
     routed, processor = from_pretrained(source).to(device), load_processor(source)
     dense_models = {name: model.to(device) for name, model in _dense_models(folder, routed, console).items()}
-    asked = _ask_all(dense_models, routed, processor, questions, seed, console)
+    asked = _ask_all(dense_models, routed, processor, questions, seed, console, batch_size)
     speed = Speed(dense_seconds=0.0, routed_seconds=0.0, cases=[], note="not measured")
     if with_speed:
         with console.status("measuring seconds …"):
@@ -121,18 +123,24 @@ class _Asked:
 
 
 def _ask_all(
-    dense_models: dict[str, Any], routed: Any, processor: Any, questions: list[Question], seed: int, console: Console
+    dense_models: dict[str, Any],
+    routed: Any,
+    processor: Any,
+    questions: list[Question],
+    seed: int,
+    console: Console,
+    batch_size: int,
 ) -> _Asked:
     swept = questions[:SWEEP_QUESTIONS]
     total = len(questions) * (len(dense_models) + 3) + len(swept) * len(SWEEP_BIASES)
     with progress_bar(console, "evaluating", total) as advance:
         asked_as = routed.roe_config.prompt_format
         dense = {
-            name: ask(model, processor, questions, prompt_format=asked_as, advance=advance)
+            name: ask(model, processor, questions, batch_size, prompt_format=asked_as, advance=advance)
             for name, model in dense_models.items()
         }
-        comparison = compare(routed, processor, questions, seed, advance)
-        return _Asked(dense, comparison, sweep_bias(routed, processor, swept, advance=advance))
+        comparison = compare(routed, processor, questions, seed, advance, batch_size)
+        return _Asked(dense, comparison, sweep_bias(routed, processor, swept, SWEEP_BIASES, advance, batch_size))
 
 
 def _results(asked: _Asked, speed: Speed, num_questions: int, seed: int, name: str) -> Results:
@@ -173,7 +181,7 @@ def _dense_models(folder: str, routed: Any, console: Console) -> dict[str, Any]:
 
 
 def meters(
-    folder: Path, data: str, heldout: str | None, images: str | None, count: int, device: torch.device
+    folder: Path, data: str, heldout: str | None, images: str | None, count: int, device: torch.device, batch_size: int
 ) -> tuple[RateMeter, RateMeter | None]:
     """A model's skip rates on training data, and on other questions if there are any."""
     if not folder.is_dir():
@@ -183,8 +191,10 @@ def meters(
         training = digits_questions(count, TRAINING_SEED, split="train")
     else:
         training = load_questions(data, images, count, TRAINING_SEED)
-    check = RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED)) if heldout else None
-    return RateMeter(model, processor, training), check
+    meter = RateMeter(model, processor, training, batch_size)
+    if heldout is None:
+        return meter, None
+    return meter, RateMeter(model, processor, load_questions(heldout, images, count, HELDOUT_SEED), batch_size)
 
 
 def calibrated(
@@ -215,13 +225,19 @@ def read_calibration(folder: str | Path, keep_bias: float) -> Calibration | None
 
 
 def judge_dense(
-    folder: str, questions: list[Question], say: Output, target: Path | None, seed: int, device: torch.device
+    folder: str,
+    questions: list[Question],
+    say: Output,
+    target: Path | None,
+    seed: int,
+    device: torch.device,
+    batch_size: int = BATCH_SIZE,
 ) -> None:
     """A model without routes: its accuracy by task."""
     source = model_folder(folder)
     model, processor = load_base(source).to(device), load_processor(source)
     with progress_bar(say.progress, "evaluating", len(questions)) as advance:
-        asked = ask(model, processor, questions, advance=advance)
+        asked = ask(model, processor, questions, batch_size, advance=advance)
     if str(target) != "-":
         for task, part in asked.by_task().items():
             say.results.print(f"{task:12} {part.accuracy:7.2%}  of {len(part.answers)}")

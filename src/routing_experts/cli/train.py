@@ -51,7 +51,10 @@ def train(
     settings = load_recipe(recipe, overrides)
     settings = tuned_base(settings) if dense else settings
     if not estimate and (processes > 1 or tokens is not None):
-        raise typer.BadParameter("--processes and --tokens are for --estimate: a launcher starts processes.")
+        raise typer.BadParameter(
+            "--processes and --tokens are for --estimate. To train with several, start them: torchrun "
+            "--nproc_per_node 8 -m routing_experts train …"
+        )
     if estimate:
         say_memory(settings, processes, tokens, json, say)
         return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from routing_experts.config import BUDGET_GAP, CONTROL_GATES, RoEConfig
 from routing_experts.errors import ConfigError, RouteError
-from routing_experts.evaluation.questions import Question, records_of
+from routing_experts.evaluation.questions import BATCH_SIZE, Question, records_of
 from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.options import RoutingOptions
@@ -49,7 +49,7 @@ class RateMeter:
         batch_size: of the prefills.
     """
 
-    def __init__(self, model: Any, processor: Any, questions: Sequence[Question], batch_size: int = 64) -> None:
+    def __init__(self, model: Any, processor: Any, questions: Sequence[Question], batch_size: int = BATCH_SIZE) -> None:
         self.model = model
         asked_as = model.roe_config.prompt_format
         self.num_questions = len(questions)

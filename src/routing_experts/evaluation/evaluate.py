@@ -9,7 +9,7 @@ from torch import Tensor
 
 from routing_experts.evaluation.controls import most_skipped, random_routes, static_routes
 from routing_experts.evaluation.paired import mutual_information, paired_difference
-from routing_experts.evaluation.questions import Question, records_of
+from routing_experts.evaluation.questions import BATCH_SIZE, Question, records_of
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.inference.generate import answer
 from routing_experts.models.convert import is_routed
@@ -25,7 +25,7 @@ def ask(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     options: RoutingOptions | None = None,
     routes: Tensor | None = None,
     prompt_format: str | None = None,
@@ -65,17 +65,22 @@ class Comparison:
 
 
 def compare(
-    model: Any, processor: Any, questions: Sequence[Question], seed: int, advance: Advance = lambda count: None
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    seed: int,
+    advance: Advance = lambda count: None,
+    batch_size: int = BATCH_SIZE,
 ) -> Comparison:
     """Asks the routed model three times: its own routes, its own most-skipped layers for everyone, random routes."""
-    routed = ask(model, processor, questions, advance=advance)
+    routed = ask(model, processor, questions, batch_size, advance=advance)
     num_layers = len(routed.layer_skip_rates)
     routable = model.roe_config.layers_to_route(num_layers)
     order = most_skipped(routed.layer_skip_rates, routable)
     fixed = static_routes(order, routed.skip_rate, len(questions), num_layers, seed)
     drawn = random_routes(routable, routed.skip_rate, len(questions), num_layers, seed)
-    static = ask(model, processor, questions, routes=fixed, advance=advance)
-    random = ask(model, processor, questions, routes=drawn, advance=advance)
+    static = ask(model, processor, questions, batch_size, routes=fixed, advance=advance)
+    random = ask(model, processor, questions, batch_size, routes=drawn, advance=advance)
     most = int((~fixed).sum(1).max())
     return Comparison(routed, static, random, order[:most])
 
@@ -86,12 +91,13 @@ def sweep_bias(
     questions: Sequence[Question],
     biases: Sequence[float] = SWEEP_BIASES,
     advance: Advance = lambda count: None,
+    batch_size: int = BATCH_SIZE,
 ) -> list[SweepPoint]:
     """Accuracy and skip rate as a bias on top of the config's moves every keep logit."""
     points = []
     for bias in biases:
         options = RoutingOptions(keep_bias=model.roe_config.keep_bias + bias)
-        asked = ask(model, processor, questions, options=options, advance=advance)
+        asked = ask(model, processor, questions, batch_size, options, advance=advance)
         points.append(SweepPoint(accuracy=asked.accuracy, skip_rate=asked.skip_rate, keep_bias=bias))
     return points
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from routing_experts.evaluation.evaluate import ask
-from routing_experts.evaluation.questions import Question, records_of
+from routing_experts.evaluation.questions import BATCH_SIZE, Question, records_of
 from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.families import family_of
 from routing_experts.models.options import RoutingOptions
@@ -34,7 +34,9 @@ class _Turning:
 
 
 @torch.inference_mode()
-def layer_importance(model: Any, processor: Any, questions: Sequence[Question], batch_size: int = 64) -> list[float]:
+def layer_importance(
+    model: Any, processor: Any, questions: Sequence[Question], batch_size: int = BATCH_SIZE
+) -> list[float]:
     """Each decoder layer's score on the questions' prompts; 0 for a layer that changes nothing.
 
     Args:

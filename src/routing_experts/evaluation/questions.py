@@ -9,6 +9,8 @@ from routing_experts.data.llava_json import load_records
 from routing_experts.data.records import Record
 from routing_experts.errors import ConfigError
 
+BATCH_SIZE = 64  # questions asked at a time, where nobody says otherwise
+
 
 @dataclass(frozen=True)
 class Question:

@@ -25,7 +25,7 @@ RUN_FORMAT = 1
 HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
-    "training.eval_steps",
+    *("training.eval_steps", "data.max_length", "data.keep_encoded"),
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
     *(
         "training.batch_size",
@@ -38,7 +38,8 @@ HARMLESS = (
 
 
 # What a run may be mended by on its way, if that is said.
-MENDABLE = ("data", "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")
+CONTENTS = "contents of data.source"
+MENDABLE = (CONTENTS, "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")
 
 
 class RunFolder:

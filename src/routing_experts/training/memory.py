@@ -30,7 +30,7 @@ from routing_experts.training.making import is_trained_beside
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import QUANTIZATIONS, LoraSettings, Recipe
 from routing_experts.training.schedule import Stage
-from routing_experts.training.sharding import FSDP
+from routing_experts.training.sharding import FSDP, engine_file
 
 PACKED_BITS = {"8bit": 8.0, "4bit": 4.127}  # NF4 with scales in eight bits, a block of 64 each, and theirs
 GIB = 2**30
@@ -105,6 +105,8 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
         CheckpointError: if there is no such model.
     """
     sharding = recipe.training.sharding
+    if sharding is not None:
+        engine_file(sharding)
     if sharding not in (None, "zero2", "zero3", "zero3_offload", FSDP):
         raise ConfigError(
             f"training.sharding={sharding!r}: memory is counted for zero2, zero3, zero3_offload and fsdp2. Estimate "

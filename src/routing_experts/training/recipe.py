@@ -180,10 +180,11 @@ class TrainingSettings:
             return self.accumulation
         together = self.batch_size * processes
         if self.records_a_step % together:
+            fitting = [str(n) for n in range(1, 65) if self.records_a_step % (self.batch_size * n) == 0]
             raise ConfigError(
                 f"training.records_a_step={self.records_a_step} on {processes} processes of "
                 f"batch_size={self.batch_size}: they take {together} dialogues at once, which does not divide it. "
-                "Change batch_size, or start another number of processes."
+                f"Start {', '.join(fitting) or 'no number of'} processes, or change batch_size."
             )
         return self.records_a_step // together
 

@@ -34,7 +34,7 @@ from routing_experts.models.load import from_pretrained, is_routed_folder, load_
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.checks import check_engine
-from routing_experts.training.folder import RunFolder, last_complete, read_state, step_of, unwritten
+from routing_experts.training.folder import CONTENTS, RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
 from routing_experts.training.parameters import freeze_all_but
@@ -154,7 +154,7 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     facts: dict[str, Any] = {"records_a_step": records_a_step(recipe)}
     if data.source != DIGITS and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
-            facts["data"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            facts[CONTENTS] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return facts
 
 

@@ -26,10 +26,11 @@ def engine_file(name: str) -> tuple[Path, dict[str, Any]]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        why = f" ({error})" if Path(name).suffix else ""
         known = ", ".join(sorted(found.stem for found in SHIPPED.glob("*.json")))
         raise ConfigError(
-            f"training.sharding={name!r}: no engine's settings ({error}). Name one of {known}, or give a DeepSpeed "
-            "JSON file."
+            f"training.sharding={name!r} is no engine and no DeepSpeed JSON file{why}. Name one of {known}, or give "
+            "a file that ends in .json."
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"training.sharding={name!r}: the file holds {type(settings).__name__}, not settings.")
