@@ -128,8 +128,14 @@ def test_evaluate_measures_seconds(roe, routed_run, monkeypatch):
 
 def test_evaluate_asks_more_than_one_batch(roe, routed_run, tmp_path):
     """Guards the seam between batches, where routes of one must not reach the next."""
-    assert roe("evaluate", routed_run, "--questions", "70", "--no-speed", "--json", tmp_path / "r.json")[0] == 0
-    assert json.loads((tmp_path / "r.json").read_text())["questions"] == 70
+    found = []
+    for size in ("24", "9"):
+        asked = ("--questions", "24", "--batch-size", size, "--no-speed", "--json", tmp_path / f"{size}.json")
+        assert roe("evaluate", routed_run, *asked)[0] == 0
+        found.append(Results.load(tmp_path / f"{size}.json"))
+    one, several = found
+    assert several.routed == one.routed
+    assert (several.dense, several.static, several.routes) == (one.dense, one.static, one.routes)
 
 
 def test_evaluate_takes_a_plain_model(roe, routed_run, tmp_path):
