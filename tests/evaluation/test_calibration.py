@@ -170,7 +170,7 @@ def test_the_verb_without_a_rate_writes_the_budget(routed, tmp_path, capsys):
 
     model, processor = routed
     save_pretrained(model, tmp_path, processor)
-    calibrate(str(tmp_path), None, "digits", None, None, 16, "cpu", True)
+    calibrate(str(tmp_path), questions=16, device="cpu", json=True)
     printed = printed_json(capsys)
     assert printed == json.loads((tmp_path / "budget.json").read_text())
     config = from_pretrained(tmp_path).roe_config
@@ -188,7 +188,7 @@ def test_the_verb_writes_the_bias_and_both_rates(routed, tmp_path, capsys):
 
     model, processor = routed
     save_pretrained(model, tmp_path, processor)
-    calibrate(str(tmp_path), 0.2, "digits", None, None, 64, "cpu", True)
+    calibrate(str(tmp_path), 0.2, questions=64, device="cpu", json=True)
     printed = printed_json(capsys)
     assert printed == json.loads((tmp_path / "calibration.json").read_text())
     assert from_pretrained(tmp_path).roe_config.keep_bias == printed["keep_bias"] != 0
