@@ -15,6 +15,7 @@ from safetensors import safe_open
 from routing_experts.errors import ConfigError, TrainingError
 from routing_experts.training import run
 from routing_experts.training.checks import check_engine
+from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.schedule import Stage
 from routing_experts.training.sharding import forget_engine, is_sharded
@@ -113,6 +114,15 @@ def test_sharding_without_a_launcher_is_refused(sharding, nothing_loads, tmp_pat
         quiet_run(recipe(tmp_path / "run", sharding=sharding))
     monkeypatch.setenv("LOCAL_RANK", "0")
     check_engine(recipe(tmp_path / "run", sharding=sharding))
+
+
+def test_whose_failure_an_error_is(monkeypatch):
+    """Guards the message for a process that was left alone, and errors of its own against that message."""
+    assert lost_the_others(torch.distributed.DistNetworkError("failed to recv, got 0 bytes"))
+    assert not lost_the_others(RuntimeError("Connection closed by peer"))  # one process has no peers
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert lost_the_others(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    assert not lost_the_others(RuntimeError("CUDA error: out of memory"))
 
 
 def test_one_process_trains_on_one_device(tmp_path, monkeypatch):
