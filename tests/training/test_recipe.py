@@ -10,7 +10,7 @@ import yaml
 
 from routing_experts.cli.train import parse_settings
 from routing_experts.errors import ConfigError, MissingExtraError
-from routing_experts.training import run
+from routing_experts.training import checks, run
 from routing_experts.training.recipe import (
     SHIPPED,
     LoraSettings,
@@ -240,7 +240,7 @@ def test_where_curves_go_is_checked_before_anything_is_loaded(tmp_path, monkeypa
     """Guards hours of training: a reporter that is not known, or not installed, is named first."""
     with pytest.raises(ConfigError, match=r"report_to=\['excel'\].*wandb"):
         TrainingSettings(report_to=("tensorboard", "excel"))
-    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "wandb" else name)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "wandb" else name)
     of = load_recipe("digits", {"training.report_to": ["wandb"], "output": str(tmp_path / "run")})
     with pytest.raises(MissingExtraError, match="pip install wandb"):
         run.train(of)
@@ -254,8 +254,9 @@ def test_dialogues_of_a_step_say_how_many_batches_a_process_sums(tmp_path, monke
     assert TrainingSettings(accumulation=3).accumulation_on(5) == 3
     with pytest.raises(ConfigError, match="Give one of them"):
         TrainingSettings(records_a_step=96, accumulation=2)
-    monkeypatch.setattr(run, "num_processes", lambda: 5)
-    with pytest.raises(ConfigError, match=r"records_a_step=96 on 5 processes of batch_size=4: they take 20"):
+    monkeypatch.setattr(checks, "num_processes", lambda: 5)
+    told = r"records_a_step=96 on 5 processes of batch_size=4: they take 20.*Start 1, 2, 3, 4, 6, 8, 12, 24 processes"
+    with pytest.raises(ConfigError, match=told):
         run.train(load_recipe(written(tmp_path, output=str(tmp_path / "run"), training=asdict(of))))
     assert not (tmp_path / "run").exists()
 

@@ -45,7 +45,7 @@ def finished(tmp_path_factory) -> Path:
 def longer(tmp_path_factory) -> Path:
     """A run of six steps that goes over its records one and a half times."""
     folder = tmp_path_factory.mktemp("longer") / "run"
-    quiet_run(recipe(folder, steps=6))
+    quiet_run(recipe(folder, steps=6, save_total_limit=3))
     return folder
 
 
@@ -79,7 +79,7 @@ def test_a_run_leaves_model_log_and_curves(finished):
         assert line.skip_rate == pytest.approx(sum(line.layer_skip_rates) / 12)
         assert line.target_skip_ratio == pytest.approx(0.3 * 11 / 12)  # the first layer is not routed
     assert list((finished / "tensorboard").rglob("events.out.tfevents.*"))
-    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-3"}
     assert not [
         path for path in (finished / "model").iterdir() if path.suffix not in (".json", ".safetensors", ".jinja", ".md")
     ]
