@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import quiet_run, recipe, settings
+from runs import log, quiet_run, recipe, settings
 
 from routing_experts.models.convert import revert
 from routing_experts.nn.losses import distillation_per_example
@@ -48,6 +48,7 @@ def test_the_distance_is_to_the_dense_path(compared, tmp_path):
     for step in compared:
         assert step["distillation"] == pytest.approx(step["expected"], rel=1e-4, abs=1e-7)
     assert any(step["distillation"] > 0 for step in compared)
+    assert [line.distillation for line in log(tmp_path / "with")] == [step["distillation"] for step in compared]
 
 
 def test_it_adds_to_the_loss_alone(compared, tmp_path):

@@ -21,6 +21,7 @@ class LogLine(Entry):
     Attributes:
         tokens_per_second: ordinary tokens of all processes, padding left out, over the wall time since the stage's
             line before, or since the stage began; None in older logs.
+        distillation: distance to the dense path, before its weight; None where it is not asked for.
     """
 
     step: Count
@@ -36,6 +37,7 @@ class LogLine(Entry):
     layer_skip_rates: list[Share] | None
     seconds: Seconds
     tokens_per_second: float | None = None
+    distillation: float | None = None
 
     @property
     def annealed_temperature(self) -> float | None:

@@ -74,6 +74,7 @@ class JsonLog(TrainerCallback):
             layer_skip_rates=by_layer or None,
             seconds=self.clock(),
             tokens_per_second=logs.get("tokens_per_second"),
+            distillation=logs.get("distillation"),
         )
         self.journal.append(line)
         self.show(line)
