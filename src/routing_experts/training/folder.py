@@ -167,17 +167,17 @@ class RunFolder:
         self._write(run | {"finished": True})
 
     def _clear(self) -> None:
-        """Removes the run. In this order, a clearing that is killed leaves a run that has nothing yet."""
+        """Removes the run. A clearing that is killed leaves one with fewer checkpoints, or with nothing."""
         folders = [folder for folder in (self.checkpoints, self.tensorboard, self.model) if folder.exists()]
         if folders and not self._run.exists():
             raise TrainingError(
                 f"{self.path} has {', '.join(f'{folder.name}/' for folder in folders)} but no {RUN_NAME}: no run made "
                 "that, and --restart deletes runs alone. Give another output folder (--output), or delete it yourself."
             )
-        if folders:
-            self._write({"format": RUN_FORMAT, "recipe": {}, "finished": False})
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             (checkpoint / MARKER).unlink(missing_ok=True)
+        if folders:
+            self._write({"format": RUN_FORMAT, "recipe": {}, "finished": False})
         for folder in folders:
             shutil.rmtree(folder)
         for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME, self._run):
