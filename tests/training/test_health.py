@@ -11,11 +11,13 @@ from runs import log, quiet_run, recipe, settings, weights
 
 from routing_experts.data.collate import example_key
 from routing_experts.errors import TrainingError
+from routing_experts.models.checkpoint import is_roe_key
 from routing_experts.models.load import load_base
 from routing_experts.training import run
 from routing_experts.training.callbacks import RateWatch
 from routing_experts.training.folder import last_complete
 from routing_experts.training.health import stuck_rate
+from routing_experts.training.making import saved_weights
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.schedule import THREE_STAGES
 from routing_experts.training.trainer import LAYER_RATE, RoETrainer
@@ -78,7 +80,10 @@ def test_weights_that_the_last_update_spoiled_are_not_kept(step, tmp_path, monke
     newest = last_complete(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.name == f"checkpoint-{step - 1}"
-    assert quiet_run(of).folder.is_dir()
+    looked_at = [name for name, _ in saved_weights(newest)]
+    whole = quiet_run(of).model.state_dict()
+    assert len(looked_at) == len(whole)  # base and RoE parts alike, once each
+    assert {name for name in whole if is_roe_key(name)} < set(looked_at)
 
 
 def test_stuck_rates_are_told_by_the_knob_that_moves_them():
