@@ -1,5 +1,6 @@
 """Every verb through the command line's own entrance: help, results with all their keys, mistakes as one message."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from PIL import Image
 
 from routing_experts import __version__
 from routing_experts.cli.app import app
+from routing_experts.cli.calibrate import calibrate
+from routing_experts.cli.evaluate import evaluate
 from routing_experts.config import RoEConfig
 from routing_experts.evaluation import speed
+from routing_experts.evaluation.questions import BATCH_SIZE
 from routing_experts.records import Results
 
 VERBS = sorted(command.name for command in app.registered_commands if command.name)
@@ -136,6 +140,12 @@ def test_evaluate_asks_more_than_one_batch(roe, routed_run, tmp_path):
     one, several = found
     assert several.routed == one.routed
     assert (several.dense, several.static, several.routes) == (one.dense, one.static, one.routes)
+
+
+def test_batches_are_as_large_by_verb_as_by_function():
+    """Guards the verbs' default, a number of its own so that ``--help`` need not load torch."""
+    defaults = [inspect.signature(verb).parameters["batch_size"].default for verb in (evaluate, calibrate)]
+    assert defaults == [BATCH_SIZE, BATCH_SIZE]
 
 
 def test_evaluate_takes_a_plain_model(roe, routed_run, tmp_path):

@@ -74,7 +74,7 @@ def test_a_launcher_s_fsdp_that_loses_names_is_refused(settings, tmp_path, monke
     [
         ({"ZERO_STAGE": "1"}, r"accelerate's DeepSpeed configuration: zero_optimization\.stage is 1"),
         ({"ZERO_STAGE": "2", "STEPS": "4"}, r"gradient_accumulation_steps is 4\.0, the recipe's is 1"),
-        ({"CONFIG_FILE": "own.json"}, "sets optimizer: the recipe's learning"),
+        ({"CONFIG_FILE": "own.json"}, r"own\.json sets optimizer: the recipe's learning"),
     ],
     ids=str,
 )

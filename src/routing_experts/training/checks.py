@@ -87,8 +87,9 @@ def _check_launcher(recipe: Recipe) -> None:
         )
     if is_set(LAUNCHED_DEEPSPEED):
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-        settings = _launched_deepspeed() if file.lower() == "none" else engine_file(file)[1]
-        _check_deepspeed("accelerate's DeepSpeed configuration", settings, recipe)
+        is_file = file.lower() != "none"
+        settings = engine_file(file)[1] if is_file else _launched_deepspeed()
+        _check_deepspeed(f"accelerate's DeepSpeed configuration{f' {file}' if is_file else ''}", settings, recipe)
 
 
 def _launched_deepspeed() -> dict[str, Any]:
@@ -116,11 +117,10 @@ def _check_deepspeed(source: str, settings: dict[str, Any], recipe: Recipe) -> N
             "Take them out of it."
         )
     training = recipe.training
-    accumulation = training.accumulation_on(num_processes())
     wanted = {
         "train_micro_batch_size_per_gpu": training.batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": training.batch_size * accumulation * num_processes(),
+        "gradient_accumulation_steps": training.accumulation_on(num_processes()),
+        "train_batch_size": training.dialogues_on(num_processes()),
         "gradient_clipping": training.max_grad_norm,
         "bf16.enabled": training.precision == "bf16",
     }

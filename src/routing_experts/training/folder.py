@@ -36,9 +36,8 @@ HARMLESS = (
     ),
 )
 
-
-# What a run may be mended by on its way, if that is said.
 CONTENTS = "contents of data.source"
+# What a run may be mended by on its way, if that is said; anything of its data as well.
 MENDABLE = (CONTENTS, "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")
 
 
@@ -136,17 +135,17 @@ class RunFolder:
 
     def _changes(self, before: Any, now: Any, accept: bool = False) -> list[dict[str, Any]]:
         """What is other now, to be noted with the step from which it holds, if a run may go on by that."""
-        differing = _differences(before, now)
-        names = {difference.partition(":")[0] for difference in differing}
-        are_mendable = all(name in MENDABLE or name.startswith("data.") for name in names)
+        differing = list(_differences(before, now))
+        told = [f"{name}: {difference}" for name, difference in differing]
+        are_mendable = all(name in MENDABLE or name.startswith("data.") for name, _ in differing)
         if differing and not (accept and are_mendable):
             raise TrainingError(
-                f"{self.path} holds another run: {'; '.join(sorted(differing)[:4])}. Going on would mix the two. Give "
+                f"{self.path} holds another run: {'; '.join(sorted(told)[:4])}. Going on would mix the two. Give "
                 "another output folder (--output), or throw that run away (--restart)"
                 + ("; or go on with the change from its last checkpoint (--accept-changes)." if are_mendable else ".")
             )
         last = last_complete(self.checkpoints)
-        return [{"step": step_of(last) if last else 0, "change": difference} for difference in differing]
+        return [{"step": step_of(last) if last else 0, "change": change} for change in told]
 
     @property
     def recipe(self) -> dict[str, Any] | None:
@@ -274,17 +273,18 @@ def _sync(file: Path) -> None:
         os.fsync(written.fileno())
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Settings by dotted name that are not the same, as ``name: old → new``."""
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Settings that are not the same: the dotted name, and what was there and what is asked for."""
     if where in HARMLESS:
-        return []
+        return
     if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(set(old) | set(new))
         prefix = f"{where}." if where else ""
-        # A setting that came with a later version, and is off, changes nothing.
-        both = (name for name in names if name in old or new[name])
-        return [d for name in both for d in _differences(old.get(name), new.get(name), prefix + name)]
-    return [] if old == new else [f"{where}: {_short(old)} there, {_short(new)} asked for"]
+        for name in sorted(set(old) | set(new)):
+            # A setting that came with a later version, and is off, changes nothing.
+            if name in old or new[name]:
+                yield from _differences(old.get(name), new.get(name), prefix + name)
+    elif old != new:
+        yield where, f"{_short(old)} there, {_short(new)} asked for"
 
 
 def _short(value: Any) -> str:

@@ -188,6 +188,10 @@ class TrainingSettings:
             )
         return self.records_a_step // together
 
+    def dialogues_on(self, processes: int) -> int:
+        """Dialogues of one optimiser step over so many processes; raises as ``accumulation_on`` does."""
+        return self.batch_size * self.accumulation_on(processes) * processes
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -151,7 +151,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
 def _facts(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
     data = recipe.data
-    facts: dict[str, Any] = {"records_a_step": records_a_step(recipe)}
+    facts: dict[str, Any] = {"records_a_step": recipe.training.dialogues_on(num_processes())}
     if data.source != DIGITS and Path(data.source).is_file():
         with Path(data.source).open("rb") as file:
             facts[CONTENTS] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -178,7 +178,7 @@ def build_datasets(recipe: Recipe, processor: Any) -> tuple[EncodedDataset, Enco
         RecordError: if the records cannot be read.
         TrainingError: if they do not fill one step.
     """
-    settings, a_step = recipe.data, records_a_step(recipe)
+    settings, a_step = recipe.data, recipe.training.dialogues_on(num_processes())
     encoder = Encoder(processor, settings.prompt_format, settings.max_length)
     records: Any = settings.digits
     if settings.source != DIGITS:
@@ -196,12 +196,6 @@ def build_datasets(recipe: Recipe, processor: Any) -> tuple[EncodedDataset, Enco
         return trained, None
     behind = [records[index] for index in range(num_trained, size)]
     return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded)
-
-
-def records_a_step(recipe: Recipe) -> int:
-    """Dialogues of one optimiser step, over all processes."""
-    training = recipe.training
-    return training.batch_size * training.accumulation_on(num_processes()) * num_processes()
 
 
 def _last_of(folder: RunFolder) -> Path | None:
