@@ -18,6 +18,7 @@ from routing_experts.errors import CheckpointError, ConfigError, RoutingExpertsE
 from routing_experts.evaluation.calibration import with_bias, with_budget
 from routing_experts.models import checkpoint as checkpoint_module
 from routing_experts.models.load import from_pretrained
+from routing_experts.training import folder as folder_module
 from routing_experts.training import trainer
 from routing_experts.training.folder import (
     CONTENTS,
@@ -27,7 +28,7 @@ from routing_experts.training.folder import (
     mark_complete,
     remove_incomplete,
 )
-from routing_experts.training.recipe import recipe_from_dict
+from routing_experts.training.recipe import recipe_from_dict, recipe_values
 
 HOLD = """
 import sys
@@ -221,8 +222,10 @@ def test_restarting_deletes_nothing_that_no_run_made(tmp_path):
     """Guards other people's folders of the same names; a clearing that was cut short can be repeated."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
-    with pytest.raises(TrainingError, match=r"has model/ but no run\.json: no run made that"):
+    with pytest.raises(TrainingError, match=r"has model/ but no run\.json that says"):
         quiet_run(recipe(tmp_path), restart=True)
+    with pytest.raises(TrainingError, match=r"has model/ but no run\.json that says"):
+        quiet_run(recipe(tmp_path))
     assert (tmp_path / "model" / "mine.txt").exists()
     quiet_run(recipe(tmp_path / "run"))
     (tmp_path / "run" / "run.json").write_text("cut")
@@ -248,6 +251,36 @@ def test_restarting_takes_back_what_was_measured(tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
+def test_what_a_killed_restart_left_is_nobody_s(tmp_path, monkeypatch):
+    """Guards the next run, and reports: neither scores nor curves nor weights of the one that was thrown away stay."""
+    quiet_run(recipe(tmp_path))
+    (tmp_path / "results.json").write_text("{}")
+    folder = RunFolder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            quiet_run(recipe(tmp_path), restart=True)
+    assert folder.recipe is None
+    assert not folder.is_finished
+    other = recipe(tmp_path, learning_rate=2e-3)
+    folder.check_recipe(recipe_values(other))
+    old = set((tmp_path / "tensorboard").iterdir())
+    assert quiet_run(other).folder.is_dir()
+    assert not (tmp_path / "results.json").exists()
+    assert not old & set((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_change_that_is_refused_is_not_noted(tmp_path):
+    """Guards the folder's note: a rate that might be accepted beside a fact that never is."""
+    quiet_run(recipe(tmp_path))
+    noted = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(noted | {"finished": False}))
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"records_a_step: 8 there, 16 asked for; training\.learning_rate"):
+        quiet_run(recipe(tmp_path, learning_rate=2e-3, batch_size=16), accept=True)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
 def test_settings_that_change_no_weight_may_differ(tmp_path):
     first = recipe(tmp_path / "a")
     quiet_run(first)
@@ -263,7 +296,7 @@ def test_a_damaged_note_of_the_recipe_is_named(tmp_path):
     with pytest.raises(TrainingError, match=r"run.json does not say which recipe"):
         quiet_run(recipe(tmp_path))
     (tmp_path / "run.json").unlink()
-    with pytest.raises(TrainingError, match=r"checkpoints but no run.json"):
+    with pytest.raises(TrainingError, match=r"has checkpoints/, tensorboard/, model/ but no run\.json"):
         quiet_run(recipe(tmp_path))
 
 

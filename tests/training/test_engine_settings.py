@@ -18,7 +18,9 @@ from routing_experts.training.checks import check_engine
 from routing_experts.training.processes import lost_the_others
 from routing_experts.training.recipe import recipe_from_dict
 from routing_experts.training.schedule import Stage
-from routing_experts.training.sharding import forget_engine, is_sharded
+from routing_experts.training.sharding import engine_forgotten, is_sharded
+
+WHOLE = {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}  # what a DeepSpeed file has to name
 
 
 @pytest.fixture
@@ -33,6 +35,8 @@ def nothing_loads(monkeypatch):
         ({}, r"zero_optimization\.stage is None"),
         ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}, "sets optimizer: the recipe's learning"),
         ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}, "scheduler": {}}, "sets scheduler, fp16"),
+        ({"zero_optimization": {"stage": 2}, "gradient_clipping": None}, "does not name gradient_clipping: DeepSpeed"),
+        ({"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": None}, "does not name gradient_accum"),
         *[
             ({"zero_optimization": {"stage": 3}} | value, f"{name}, the recipe's is {ours}, and the two must agree")
             for value, name, ours in (
@@ -49,7 +53,8 @@ def test_a_deepspeed_file_that_would_overrule_the_recipe_is_refused(changes, tol
     """Guards learning rates and state that such a file would change without a word."""
     pytest.importorskip("deepspeed")
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps(changes))
+    given = WHOLE | changes
+    path.write_text(json.dumps({name: value for name, value in given.items() if value is not None}))
     with pytest.raises(ConfigError, match=told):
         quiet_run(recipe(tmp_path / "run", sharding=str(path)))
 
@@ -75,12 +80,15 @@ def test_a_launcher_s_fsdp_that_loses_names_is_refused(settings, tmp_path, monke
         ({"ZERO_STAGE": "1"}, r"accelerate's DeepSpeed configuration: zero_optimization\.stage is 1"),
         ({"ZERO_STAGE": "2", "STEPS": "4"}, r"gradient_accumulation_steps is 4\.0, the recipe's is 1"),
         ({"CONFIG_FILE": "own.json"}, r"own\.json sets optimizer: the recipe's learning"),
+        ({"CONFIG_FILE": "none.json"}, r"accelerate's DeepSpeed configuration none\.json is no DeepSpeed JSON file"),
     ],
     ids=str,
 )
 def test_a_launcher_s_deepspeed_is_held_to_the_recipe(settings, told, tmp_path, monkeypatch):
     """Guards ``accelerate launch`` with DeepSpeed's settings, which would change learning rates or steps."""
-    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam"}}))
+    own = WHOLE | {"zero_optimization": {"stage": 2}, "fp16": {"enabled": "auto"}}
+    (tmp_path / "own.json").write_text(json.dumps(own | {"optimizer": {"type": "Adam"}}))
+    (tmp_path / "good").write_text(json.dumps(own))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     for name, value in settings.items():
@@ -92,6 +100,17 @@ def test_a_launcher_s_deepspeed_is_held_to_the_recipe(settings, told, tmp_path, 
         monkeypatch.delenv(f"ACCELERATE_DEEPSPEED_{name}", raising=False)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     check_engine(recipe(tmp_path))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "good")
+    check_engine(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("launched", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_an_engine_is_named_once(launched, nothing_loads, tmp_path, monkeypatch):
+    """Guards a recipe's engine beside a launcher's, of which accelerate would take one without a word."""
+    monkeypatch.setenv(launched, "true")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match=rf"training\.sharding='fsdp2' beside {launched} of the launcher"):
+        check_engine(recipe(tmp_path, sharding="fsdp2"))
 
 
 def test_a_launcher_s_precision_is_held_to_the_recipe(tmp_path, monkeypatch):
@@ -119,6 +138,9 @@ def test_sharding_without_a_launcher_is_refused(sharding, nothing_loads, tmp_pat
 def test_whose_failure_an_error_is(monkeypatch):
     """Guards the message for a process that was left alone, and errors of its own against that message."""
     assert lost_the_others(torch.distributed.DistNetworkError("failed to recv, got 0 bytes"))
+    failed = "NCCL error, unhandled cuda error. ncclUnhandledCudaError: Call to CUDA function failed."
+    assert not lost_the_others(torch.distributed.DistBackendError(failed))  # its own
+    assert lost_the_others(torch.distributed.DistBackendError("NCCL error: ncclRemoteError: A call failed"))
     assert not lost_the_others(RuntimeError("Connection closed by peer"))  # one process has no peers
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert lost_the_others(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
@@ -140,13 +162,20 @@ def test_one_process_trains_on_one_device(tmp_path, monkeypatch):
 
 
 def test_a_run_in_the_same_process_shares_out_nothing_by_itself(monkeypatch):
-    """Guards notebooks: what FSDP2 told the process is taken back, what a launcher told stays."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    forget_engine(None)
-    assert is_sharded(None)
-    forget_engine("fsdp2")
-    assert not is_sharded(None)
-    assert "ACCELERATE_USE_FSDP" not in os.environ
+    """Guards notebooks: what a run's engine told the process is taken back, what a launcher told stays."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+        with engine_forgotten():
+            os.environ[name] = "true"
+            assert is_sharded(None)
+        assert not is_sharded(None)
+        assert name not in os.environ
+        monkeypatch.setenv(name, "true")
+        with pytest.raises(RuntimeError, match="on the way"), engine_forgotten():
+            raise RuntimeError(os.environ.pop(name) + " on the way")
+        assert is_sharded(None)
+        monkeypatch.delenv(name)
 
 
 def test_stages_that_freeze_and_train_again_are_refused_under_deepspeed(nothing_loads, tmp_path):

@@ -60,6 +60,20 @@ def test_a_bad_loss_stops_the_run_and_names_its_records(value, told, tmp_path, m
     assert rates[4:] == pytest.approx(lower[4:])
 
 
+def test_a_bad_loss_before_any_checkpoint_promises_none(tmp_path, monkeypatch):
+    """Guards the message's truth: with nothing to go on from, the next run begins anew, with whatever rates."""
+
+    class Spoils(RoETrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(*args, **kwargs) * torch.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "RoETrainer", Spoils)
+        with pytest.raises(TrainingError, match=r"no number.* There is no whole checkpoint: the next run begins anew"):
+            quiet_run(recipe(tmp_path))
+    assert quiet_run(recipe(tmp_path, learning_rate=5e-4)).folder.is_dir()
+
+
 @pytest.mark.parametrize("step", [4, 6])
 def test_weights_that_the_last_update_spoiled_are_not_kept(step, tmp_path, monkeypatch):
     """Guards checkpoints, and the model at the end, against a gradient that overflows while the loss is a number."""
@@ -80,6 +94,7 @@ def test_weights_that_the_last_update_spoiled_are_not_kept(step, tmp_path, monke
     newest = last_complete(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.name == f"checkpoint-{step - 1}"
+    assert not (tmp_path / "checkpoints" / f"checkpoint-{step}").exists()  # a 7B's would be 28 GB of nothing
     looked_at = [name for name, _ in saved_weights(newest)]
     whole = dict(quiet_run(of).model.named_parameters())  # what is tied is one
     assert len(looked_at) == len(whole)  # base and RoE parts alike, once each

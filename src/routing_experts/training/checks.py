@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from routing_experts.errors import ConfigError, MissingExtraError, TrainingError
@@ -17,6 +18,7 @@ from routing_experts.training.sharding import (
     is_deepspeed,
     is_set,
     is_sharded,
+    read_settings,
 )
 
 AUTO = "auto"  # DeepSpeed's word for what the Trainer says
@@ -39,6 +41,7 @@ def check_engine(recipe: Recipe) -> None:
         need("bitsandbytes", "quant", f"`quantization: {recipe.quantization}`")
     recipe.training.accumulation_on(num_processes())
     _check_named(recipe)
+    _check_named_once(recipe)
     _check_launcher(recipe)
     _check_stages(recipe)
     _check_is_launched(recipe)
@@ -58,6 +61,17 @@ def _check_named(recipe: Recipe) -> None:
     if name != FSDP:
         need("deepspeed", "deepspeed", f"`training.sharding: {name}`")
         _check_deepspeed(str(path), settings, recipe)
+
+
+def _check_named_once(recipe: Recipe) -> None:
+    """One of two engines would be overruled: accelerate takes DeepSpeed before FSDP, a recipe's file before its own."""
+    name = recipe.training.sharding
+    launched = [engine for engine in (LAUNCHED_DEEPSPEED, LAUNCHED_FSDP) if is_set(engine)]
+    if name is not None and launched:
+        raise ConfigError(
+            f"training.sharding={name!r} beside {launched[0]} of the launcher: one of the two would be overruled. Take "
+            "it out of accelerate's configuration, or out of the recipe (--set training.sharding=null)."
+        )
 
 
 def _check_is_launched(recipe: Recipe) -> None:
@@ -87,9 +101,12 @@ def _check_launcher(recipe: Recipe) -> None:
         )
     if is_set(LAUNCHED_DEEPSPEED):
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-        is_file = file.lower() != "none"
-        settings = engine_file(file)[1] if is_file else _launched_deepspeed()
-        _check_deepspeed(f"accelerate's DeepSpeed configuration{f' {file}' if is_file else ''}", settings, recipe)
+        if file.lower() == "none":
+            source, settings = "accelerate's DeepSpeed configuration", _launched_deepspeed()
+        else:
+            source = f"accelerate's DeepSpeed configuration {file}"
+            settings = read_settings(Path(file), source)
+        _check_deepspeed(source, settings, recipe)
 
 
 def _launched_deepspeed() -> dict[str, Any]:
@@ -98,7 +115,7 @@ def _launched_deepspeed() -> dict[str, Any]:
         name: os.environ.get(f"ACCELERATE_{name.upper()}", AUTO).lower()
         for name in ("gradient_accumulation_steps", "gradient_clipping")
     }
-    numbers: dict[str, Any] = {name: float(value) for name, value in given.items() if value not in (AUTO, "none")}
+    numbers: dict[str, Any] = {name: AUTO if value in (AUTO, "none") else float(value) for name, value in given.items()}
     return numbers | {"zero_optimization": {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}}
 
 
@@ -110,7 +127,8 @@ def _check_deepspeed(source: str, settings: dict[str, Any], recipe: Recipe) -> N
             f"{source}: zero_optimization.stage is {stage}. Stages 2 and 3 are supported; without sharding leave "
             "training.sharding out."
         )
-    taken = [name for name in ("optimizer", "scheduler", "fp16") if name in settings]
+    has_fp16 = (settings.get("fp16") or {}).get("enabled", False) not in (False, AUTO)
+    taken = [name for name in ("optimizer", "scheduler") if name in settings] + ["fp16"] * has_fp16
     if taken:
         raise ConfigError(
             f"{source} sets {', '.join(taken)}: the recipe's learning rates, schedule and precision would be ignored. "
@@ -125,6 +143,12 @@ def _check_deepspeed(source: str, settings: dict[str, Any], recipe: Recipe) -> N
         "bf16.enabled": training.precision == "bf16",
     }
     given = settings | {"bf16.enabled": (settings.get("bf16") or {}).get("enabled", AUTO)}
+    for name in ("gradient_accumulation_steps", "gradient_clipping"):  # others' absence means what the Trainer says
+        if name not in given:
+            raise ConfigError(
+                f"{source} does not name {name}: DeepSpeed would take a number of its own, not the recipe's. Say "
+                f"{AUTO!r} there."
+            )
     for name, value in wanted.items():
         if given.get(name, AUTO) not in (AUTO, value):
             raise ConfigError(

@@ -77,13 +77,20 @@ class RunFolder:
         finally:
             lock.release()
 
-    def begin(self, recipe: Mapping[str, Any], restart: bool = False, accept: bool = False) -> None:
+    def begin(
+        self,
+        recipe: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
+        restart: bool = False,
+        accept: bool = False,
+    ) -> None:
         """Makes the folder this recipe's, or goes on with what is there of it; incomplete checkpoints are removed.
 
         A run that left neither a whole checkpoint nor a model claims nothing: any recipe may take its place.
 
         Args:
             recipe: plain settings.
+            facts: what its weights depend on beside it: records a step, files' contents. A finished run's stay.
             restart: throw away what an earlier run of whatever recipe left.
             accept: go on although records or rates are others now.
 
@@ -91,51 +98,44 @@ class RunFolder:
             TrainingError: if the folder holds a run of another recipe, or something that is no run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if restart:
-            self._clear()
-        wanted = json.loads(json.dumps(recipe))
-        started = self._read()
-        if started is None and any(self.checkpoints.glob("checkpoint-*")):
-            raise TrainingError(
-                f"{self.path} holds checkpoints but no {RUN_NAME} that says of which recipe; another version may have "
-                "written them. Give another output folder (--output), or delete them."
-            )
+        self._check_is_a_run()
+        started = None if restart else self._read()
+        wanted, facts = json.loads(json.dumps(recipe)), dict(facts or {})
         if started is not None and (started["finished"] or last_complete(self.checkpoints) is not None):
-            changes = self._changes(started["recipe"], wanted, accept and not started["finished"])
+            known = started["facts"]
+            facts = known if started["finished"] else known | facts
+            differing = [*_differences(started["recipe"], wanted), *_differences(_those_of(known, facts), facts)]
+            changes = self._changes(differing, accept and not started["finished"])
             if changes:
-                self._write(started | {"recipe": wanted, "changes": [*started["changes"], *changes]})
+                started |= {"recipe": wanted, "changes": [*started["changes"], *changes]}
+            if changes or facts != known:
+                self._write(started | {"facts": facts})
         else:
+            self._clear()
             self.log.unlink(missing_ok=True)
-            self._write({"format": RUN_FORMAT, "recipe": wanted, "facts": {}, "finished": False, "changes": []})
+            self._write({"format": RUN_FORMAT, "recipe": wanted, "facts": facts, "finished": False, "changes": []})
         remove_incomplete(self.checkpoints)
 
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Raises ``TrainingError`` if the folder holds a run of another recipe than these plain settings."""
-        started = self._read()
-        if started is not None:
-            self._changes(started["recipe"], json.loads(json.dumps(recipe)))
+        if self.recipe is not None:
+            self._changes(list(_differences(self.recipe, json.loads(json.dumps(recipe)))))
 
-    def check_facts(self, facts: Mapping[str, Any], accept: bool = False) -> None:
-        """Holds a run to what its recipe does not say but its weights depend on: files' contents, records a step.
-
-        Args:
-            facts: by name.
-            accept: go on although records are others now.
+    def check_facts(self, facts: Mapping[str, Any]) -> None:
+        """Holds a run to what is known only once its model is loaded, and notes it the first time.
 
         Raises:
-            TrainingError: if a fact was another one when the run began; what was not noted then is noted now.
+            TrainingError: if a fact was another one when the run began.
         """
         started = self._read()
         assert started is not None
         known = started["facts"]
-        changes = self._changes(known, {name: facts.get(name, value) for name, value in known.items()}, accept)
-        if changes or facts.keys() - known.keys():
-            facts = {**known, **facts}
-            self._write(started | {"facts": facts, "changes": [*started["changes"], *changes]})
+        self._changes(list(_differences(_those_of(known, facts), dict(facts))))
+        if facts.keys() - known.keys():
+            self._write(started | {"facts": known | dict(facts)})
 
-    def _changes(self, before: Any, now: Any, accept: bool = False) -> list[dict[str, Any]]:
+    def _changes(self, differing: list[tuple[str, str]], accept: bool = False) -> list[dict[str, Any]]:
         """What is other now, to be noted with the step from which it holds, if a run may go on by that."""
-        differing = list(_differences(before, now))
         told = [f"{name}: {difference}" for name, difference in differing]
         are_mendable = all(name in MENDABLE or name.startswith("data.") for name, _ in differing)
         if differing and not (accept and are_mendable):
@@ -151,7 +151,7 @@ class RunFolder:
     def recipe(self) -> dict[str, Any] | None:
         """The plain settings of the run that the folder holds, if it holds one."""
         run = self._read()
-        return run and run["recipe"]
+        return (run or {}).get("recipe") or None  # a clearing that was killed leaves an empty one
 
     @property
     def is_finished(self) -> bool:
@@ -165,22 +165,28 @@ class RunFolder:
         assert run is not None
         self._write(run | {"finished": True})
 
-    def _clear(self) -> None:
-        """Removes the run. A clearing that is killed leaves one with fewer checkpoints, or with nothing."""
+    def _check_is_a_run(self) -> None:
         folders = [folder for folder in (self.checkpoints, self.tensorboard, self.model) if folder.exists()]
         if folders and not self._run.exists():
             raise TrainingError(
-                f"{self.path} has {', '.join(f'{folder.name}/' for folder in folders)} but no {RUN_NAME}: no run made "
-                "that, and --restart deletes runs alone. Give another output folder (--output), or delete it yourself."
+                f"{self.path} has {', '.join(f'{folder.name}/' for folder in folders)} but no {RUN_NAME} that says of "
+                "which recipe: something else made it, or another version. Give another output folder (--output), or "
+                "delete it yourself."
             )
+
+    def _clear(self) -> None:
+        """Removes the run, if there is one. Whatever a clearing that is killed leaves, the next run clears."""
+        if not self._run.exists():
+            return
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             (checkpoint / MARKER).unlink(missing_ok=True)
-        if folders:
-            self._write({"format": RUN_FORMAT, "recipe": {}, "finished": False})
-        for folder in folders:
-            shutil.rmtree(folder)
-        for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME, self._run):
+        self._write({"format": RUN_FORMAT, "recipe": {}, "finished": False})
+        for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME):
             file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.tensorboard, self.model):
+            if folder.exists():
+                shutil.rmtree(folder)
+        self._run.unlink()
 
     def _read(self) -> dict[str, Any] | None:
         if not self._run.is_file():
@@ -285,6 +291,11 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, str
                 yield from _differences(old.get(name), new.get(name), prefix + name)
     elif old != new:
         yield where, f"{_short(old)} there, {_short(new)} asked for"
+
+
+def _those_of(known: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What was noted, and of what was not, what is said now: new facts are no differences."""
+    return {name: known.get(name, value) for name, value in facts.items()}
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ Shapes: B examples.
 import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,11 @@ from torch import Tensor
 
 from routing_experts.data.collate import EncodedDataset, example_key
 from routing_experts.errors import TrainingError
+from routing_experts.training.folder import last_complete
 
 EXPLODED = 2.0  # times what guessing among all tokens costs: no model that still reads its input is as bad
 STUCK = 0.01  # of the routed layers: so near to none or all that routers no longer tell examples apart
 NAMED = 8  # records of a batch that a message names
-GO_ON = (
-    "The last whole checkpoint is from before: --accept-changes goes on from it with other rates or records, --restart "
-    "begins anew."
-)
 
 
 class StepLosses:
@@ -39,13 +37,14 @@ class StepLosses:
         """One batch's cross-entropy and the keys of its records."""
         self._batches.append((cross_entropy_B.detach(), keys_B))
 
-    def check(self, accelerator: Any, dataset: EncodedDataset, step: int) -> None:
+    def check(self, accelerator: Any, dataset: EncodedDataset, step: int, checkpoints: Path) -> None:
         """Ends the step; one read from the device.
 
         Args:
             accelerator: of all processes, which stop together.
             dataset: whose records a message names.
             step: that was taken.
+            checkpoints: that a message looks for a whole one in.
 
         Raises:
             TrainingError: if a loss is no number or has exploded.
@@ -61,15 +60,16 @@ class StepLosses:
             (float(mean), keys.tolist()) for mean, (_, keys), is_bad in zip(means, batches, bad, strict=True) if is_bad
         ]
         # The first process that ends takes the others along: each must be able to say all.
-        raise TrainingError(_told(gather_object(mine), dataset, step, self.limit))
+        raise TrainingError(_told(gather_object(mine), dataset, step, self.limit) + _what_is_left(checkpoints))
 
 
-def check_numbers(named: Iterable[tuple[str, Tensor]], step: int) -> None:
+def check_numbers(named: Iterable[tuple[str, Tensor]], step: int, checkpoints: Path) -> None:
     """Looks at weights before they are kept: a loss tells of the step before, not of what the last update did.
 
     Args:
         named: the weights.
         step: that they were after.
+        checkpoints: that the message looks for a whole one in.
 
     Raises:
         TrainingError: if one of them is no number.
@@ -78,7 +78,8 @@ def check_numbers(named: Iterable[tuple[str, Tensor]], step: int) -> None:
     if spoiled is not None:
         raise TrainingError(
             f"step {step}: {spoiled} holds what is no number, from a gradient that overflowed. Lower "
-            "training.learning_rate, training.base_learning_rate or training.max_grad_norm. " + GO_ON
+            "training.learning_rate, training.base_learning_rate or training.max_grad_norm. "
+            + _what_is_left(checkpoints)
         )
 
 
@@ -88,7 +89,17 @@ def _told(bad: Sequence[tuple[float, list[int]]], dataset: EncodedDataset, step:
     names = ", ".join(_ids(dataset, set(keys)))
     return (
         f"step {step}: the loss is {loss:g}, {what}, on records {names}. Look at these records, and lower "
-        "training.learning_rate or training.base_learning_rate. " + GO_ON
+        "training.learning_rate or training.base_learning_rate. "
+    )
+
+
+def _what_is_left(checkpoints: Path) -> str:
+    last = last_complete(checkpoints)
+    if last is None:
+        return "There is no whole checkpoint: the next run begins anew. Set training.save_steps to lose less."
+    return (
+        f"{last.name} is whole and from before: --accept-changes goes on from it with other rates or records, "
+        "--restart begins anew."
     )
 
 

@@ -60,15 +60,22 @@ def load_updates(model: Any, folder: Path) -> None:
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Switches dropout off for a while, the updates' and the base's: what a model says of itself, not of a sample."""
-    active = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    """Switches dropout off for a while, the updates' and the base's: what a model says of itself, not of a sample.
+
+    Attention draws its own, by a share that it holds and as long as it trains.
+    """
+    active = [
+        module
+        for module in model.modules()
+        if module.training and (isinstance(module, nn.Dropout) or getattr(module, "attention_dropout", 0.0) != 0.0)
+    ]
     for module in active:
-        module.eval()
+        module.training = False  # not its parts': recomputation asks them whether they train
     try:
         yield
     finally:
         for module in active:
-            module.train()
+            module.training = True
 
 
 def base_of(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """The model that a recipe trains: made before its first step, merged after its last."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,17 @@ def make_model(recipe: Recipe, processor: Any) -> Any:
     return model if recipe.lora is None else with_lora(model, recipe.lora)
 
 
-def made_of(recipe: Recipe, processor: Any, state: Mapping[str, Tensor]) -> Any:
-    """The recipe's model with weights that were gathered; weights that are tied come under one name."""
+def made_of(recipe: Recipe, processor: Any, state: Mapping[str, Tensor], wanted: Callable[[str], bool] = bool) -> Any:
+    """The recipe's model with weights that were trained; weights that are tied come under one name.
+
+    Args:
+        recipe: of the run.
+        processor: the base's.
+        state: the weights, by parameter name.
+        wanted: whether a parameter must be among them; all by default.
+    """
     model = make_model(recipe, processor)
-    lacking = dict(model.named_parameters()).keys() - state.keys()
+    lacking = {name for name, _ in model.named_parameters() if wanted(name)} - state.keys()
     assert not lacking, lacking
     report = model.load_state_dict(state, strict=False)
     assert not report.unexpected_keys, report.unexpected_keys
@@ -56,12 +63,7 @@ def merged(recipe: Recipe, processor: Any, trained: Mapping[str, Tensor]) -> Any
         trained: LoRA's updates and the RoE parts, by name.
     """
     whole = replace(recipe, quantization=None, training=replace(recipe.training, precision="fp32"))
-    model = make_model(whole, processor)
-    report = model.load_state_dict(trained, strict=False)
-    lacking = [name for name in report.missing_keys if is_trained_beside(name)]
-    assert not lacking, lacking
-    assert not report.unexpected_keys, report.unexpected_keys
-    return model.merge_and_unload()
+    return made_of(whole, processor, trained, is_trained_beside).merge_and_unload()
 
 
 def save_whole(model: Any, recipe: Recipe, folder: Path) -> None:

@@ -25,7 +25,7 @@ from routing_experts.models.convert import convert
 from routing_experts.models.families import family_of
 from routing_experts.models.load import load_outline
 from routing_experts.nn.gates import GateSettings
-from routing_experts.training.lora import base_of, with_lora
+from routing_experts.training.lora import base_of, decoder_linears, is_lora_key, with_lora
 from routing_experts.training.making import is_trained_beside
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import QUANTIZATIONS, LoraSettings, Recipe
@@ -112,7 +112,7 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
             f"training.sharding={sharding!r}: memory is counted for zero2, zero3, zero3_offload and fsdp2. Estimate "
             "with the one of them that your file is like."
         )
-    recipe.training.accumulation_on(processes)
+    accumulates = recipe.training.accumulation_on(processes) > 1
     length = tokens or recipe.data.max_length
     outlines: dict[bool, Any] = {}
     counted: dict[tuple[bool, str], float] = {}
@@ -126,7 +126,7 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
             kept = _kept(method, way, stage, model, processes)
             key = (tunes_low_rank, stage.name)
             if key not in counted:
-                counted[key] = _activation_bytes(deepcopy(model), way, stage, length)
+                counted[key] = _activation_bytes(deepcopy(model), way, stage, length, accumulates)
             yield replace(kept, activations=max(kept.activations, counted[key]))
 
 
@@ -184,10 +184,11 @@ def _weight_bytes(model: nn.Module, recipe: Recipe) -> float:
     if recipe.quantization is None:
         return total
     bits = PACKED_BITS[recipe.quantization]
-    for layer in _layers(model):
-        for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear) and not is_trained_beside(f"{name}."):
-                total += module.weight.numel() * bits / 8 - module.weight.nbytes
+    base = base_of(model)
+    for name in decoder_linears(base):
+        if not is_lora_key(name):
+            weight = base.get_parameter(f"{name}.weight")
+            total += weight.numel() * bits / 8 - weight.nbytes
     return total
 
 
@@ -195,7 +196,7 @@ def _bytes_of(module: nn.Module) -> float:
     return float(sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())))
 
 
-def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int) -> float:
+def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int, accumulates: bool) -> float:
     """What forward and backward of one batch hold at once beside weights and all gradients."""
     settings = recipe.training
     model.train()
@@ -205,7 +206,6 @@ def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int) -> 
     autocast = half and settings.sharding is None
     if half and settings.sharding == FSDP:
         model.to(torch.bfloat16)  # units are gathered in what they compute with
-    accumulates = settings.accumulation > 1 or settings.records_a_step is not None
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model = model.to_empty(device="cpu")
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

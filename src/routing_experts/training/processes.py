@@ -10,7 +10,9 @@ from routing_experts.errors import RoutingExpertsError, TrainingError
 
 T = TypeVar("T")
 
-# What gloo says of a process that is gone; errors of the other backends have a class.
+# What NCCL says where a process failed by itself; its other errors, which have a class, come of a process that is gone.
+_OWN = ("ncclUnhandledCudaError", "ncclInvalidUsage", "ncclInvalidArgument")
+# What gloo says of one that is gone.
 _LOST = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe")
 
 
@@ -59,5 +61,5 @@ def on_main(act: Callable[[], T], told: str) -> T:
 def lost_the_others(error: BaseException) -> bool:
     """Whether this process failed because it waited for another one that had ended."""
     if isinstance(error, dist.DistError):
-        return True
+        return not any(sign in str(error) for sign in _OWN)
     return dist.is_initialized() and any(sign in str(error).lower() for sign in _LOST)

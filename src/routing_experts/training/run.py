@@ -8,7 +8,7 @@ nothing.
 import hashlib
 import os
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
 from routing_experts.training.recipe import Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
-from routing_experts.training.sharding import engine_arguments, forget_engine, is_sharded
+from routing_experts.training.sharding import engine_arguments, engine_forgotten, is_sharded
 from routing_experts.training.trainer import RoETrainer
 
 
@@ -76,12 +76,13 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False,
     check_engine(recipe)
     _check_paths(recipe)
     folder = RunFolder(recipe.output)
-    with folder.locked() if is_main_process() else nullcontext():
-        if _begin(folder, recipe, restart, accept):
-            console.print(f"{folder.path} is finished already; --restart trains it anew.")
-            load = from_pretrained if is_routed_folder(folder.model) else load_base
-            return Trained(load(folder.model), load_processor(folder.model), folder.model)
+    with ExitStack() as held:
+        held.enter_context(engine_forgotten())
         try:
+            if _begin(folder, recipe, restart, accept, held):
+                console.print(f"{folder.path} is finished already; --restart trains it anew.")
+                load = from_pretrained if is_routed_folder(folder.model) else load_base
+                return Trained(load(folder.model), load_processor(folder.model), folder.model)
             return _train_in(folder, recipe, console)
         except RuntimeError as error:
             if lost_the_others(error):
@@ -90,18 +91,23 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False,
                     "The one that failed first says why. The last whole checkpoint stays: run the same command again."
                 ) from error
             raise
-        finally:
-            forget_engine(recipe.training.sharding)
 
 
-def _begin(folder: RunFolder, recipe: Recipe, restart: bool, accept: bool) -> bool:
-    """The main process looks at the folder and makes it this run's; says whether the run is finished already."""
+def _begin(folder: RunFolder, recipe: Recipe, restart: bool, accept: bool, held: ExitStack) -> bool:
+    """The main process locks the folder and makes it this run's; says whether the run is finished already.
+
+    Args:
+        folder: of the run.
+        recipe: of the run.
+        restart: throw away what is there.
+        accept: go on with other records or rates.
+        held: gives the lock back at its end.
+    """
     training_arguments(recipe)  # joins the processes, if there are several
 
     def look() -> bool:
-        folder.begin(recipe_values(recipe), restart, accept)
-        if not folder.is_finished:
-            folder.check_facts(_facts(recipe), accept)
+        held.enter_context(folder.locked())
+        folder.begin(recipe_values(recipe), _facts(recipe), restart, accept)
         return folder.is_finished
 
     return on_main(look, f"{folder.path} cannot be trained in: the first process says why. Mend that, then repeat.")
@@ -142,6 +148,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
                     )
     finally:
         bar.close()
+    assert trainer is not None, "the last stage has one, be it done already"
     trained = _finish(recipe, folder, model, processor, trainer)
     if guard.interrupted:
         raise InterruptedRunError(f"interrupted in the last step: the run is finished, its model is {trained.folder}.")
@@ -237,14 +244,15 @@ def _train_stage(
     trainer.remove_callback(PrinterCallback)  # the bar and the log say it better
     if recipe.training.gradient_checkpointing:  # re-entrant checkpointing gives wrong gradients beside routing tokens
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if is_done:  # all that is left to do is to write the model
-        trainer._load_from_checkpoint(str(last), model)
+    if last is not None and is_done:  # all that is left to do is to write the model
+        if not is_sharded(recipe.training.sharding):  # what is shared out has its weights already
+            load_weights(model, last)
         return trainer, last
     if last is not None:
         trainer.mean_skip_rate = (read_state(last) or {}).get("mean_skip_rate")
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     trainer.accelerator.wait_for_everyone()  # the main process may still be writing what all go on from
-    return trainer, _last_of(RunFolder(recipe.output)) or last
+    return trainer, _last_of(RunFolder(recipe.output))
 
 
 def _collator(processor: Any, dataset: EncodedDataset, shared_out: bool) -> Collator:
@@ -253,13 +261,13 @@ def _collator(processor: Any, dataset: EncodedDataset, shared_out: bool) -> Coll
     return Collator(processor.tokenizer.pad_token_id or 0, stand_in=stand_in)
 
 
-def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, trainer: RoETrainer | None) -> Trained:
+def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, trainer: RoETrainer) -> Trained:
     """Writes the model's folder from the main process, whose model is the result; the others wait for it.
 
     Sharded weights are gathered by all, and LoRA's updates merged: into a model made anew.
     """
     state = None
-    if trainer is not None and trainer.optimizer is not None:
+    if trainer.optimizer is not None:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         state = trainer.whole_weights() if trainer.is_sharded else None
     if is_main_process():
@@ -275,8 +283,7 @@ def _finish(recipe: Recipe, folder: RunFolder, model: Any, processor: Any, train
             folder.finish()
         except (OSError, SafetensorError, CheckpointError) as error:
             raise unwritten(folder.model, folder.checkpoints, error) from error
-    if trainer is not None:
-        trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     return Trained(model, processor, folder.model)
 
 

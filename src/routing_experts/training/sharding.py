@@ -5,6 +5,8 @@ A recipe names it (``training.sharding``), or a launcher brings it along (``acce
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,35 @@ def engine_file(name: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         ConfigError: if there is neither, or the file is not JSON.
     """
-    path = Path(name) if Path(name).suffix else SHIPPED / f"{name}.json"
+    if Path(name).suffix:
+        return Path(name), read_settings(Path(name), f"training.sharding={name!r}")
+    path = SHIPPED / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in SHIPPED.glob("*.json")))
+        raise ConfigError(
+            f"training.sharding={name!r} is no engine and no DeepSpeed JSON file. Name one of {known}, or give a file "
+            "that ends in .json."
+        )
+    return path, read_settings(path, name)
+
+
+def read_settings(path: Path, source: str) -> dict[str, Any]:
+    """An engine's file.
+
+    Args:
+        path: of the file.
+        source: who names it, in messages.
+
+    Raises:
+        ConfigError: if it cannot be read, or is not JSON, or holds no settings.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = f" ({error})" if Path(name).suffix else ""
-        known = ", ".join(sorted(found.stem for found in SHIPPED.glob("*.json")))
-        raise ConfigError(
-            f"training.sharding={name!r} is no engine and no DeepSpeed JSON file{why}. Name one of {known}, or give "
-            "a file that ends in .json."
-        ) from error
+        raise ConfigError(f"{source} is no DeepSpeed JSON file ({error}). Give the path of one.") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"training.sharding={name!r}: the file holds {type(settings).__name__}, not settings.")
-    return path, settings
+        raise ConfigError(f"{source}: the file holds {type(settings).__name__}, not settings.")
+    return settings
 
 
 def engine_arguments(sharding: str | None, model: Any = None) -> dict[str, Any]:
@@ -70,7 +88,14 @@ def is_deepspeed(sharding: str | None) -> bool:
     return sharding not in (None, FSDP) or is_set(LAUNCHED_DEEPSPEED)
 
 
-def forget_engine(sharding: str | None) -> None:
-    """Takes back what a recipe's FSDP2 told the process: another run in it may share out nothing."""
-    if sharding == FSDP:
-        os.environ.pop(LAUNCHED_FSDP, None)
+@contextmanager
+def engine_forgotten() -> Iterator[None]:
+    """Takes back what a run's engine tells the process, not what a launcher told: another run may share out nothing."""
+    before = {name: os.environ.get(name) for name in (LAUNCHED_FSDP, LAUNCHED_DEEPSPEED)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
-from routing_experts.errors import CheckpointError
+from routing_experts.errors import CheckpointError, TrainingError
 from routing_experts.models.checkpoint import save_parts
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.model import routing_context
@@ -30,10 +30,10 @@ from routing_experts.nn.losses import (
 )
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses, check_numbers
-from routing_experts.training.lora import without_dropout
+from routing_experts.training.lora import base_of, without_dropout
 from routing_experts.training.making import is_trained_beside, load_weights, saved_weights
 from routing_experts.training.parameters import optimizer_groups
-from routing_experts.training.processes import lost_the_others
+from routing_experts.training.processes import lost_the_others, on_main
 from routing_experts.training.recipe import Recipe
 from routing_experts.training.schedule import Stage, lr_factor
 from routing_experts.training.state import Engine, engine_of, load_state, save_state, whole_weights
@@ -217,7 +217,7 @@ class RoETrainer(Trainer):
             TrainingError: if a loss is no number or has exploded; nothing has been saved since.
         """
         dataset: Any = self.train_dataset
-        self._step_losses.check(self.accelerator, dataset, self.state.global_step)
+        self._step_losses.check(self.accelerator, dataset, self.state.global_step, Path(str(self.args.output_dir)))
         if self._step_rates:
             step = float(self.accelerator.reduce(torch.stack(self._step_rates).mean(), reduction="mean"))
             before = self.mean_skip_rate
@@ -308,7 +308,7 @@ class RoETrainer(Trainer):
         model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         if self.recipe.is_routed:
             state = state_dict and {name.removeprefix(prefix): value for name, value in state_dict.items()}
-            save_parts(model.get_base_model(), folder, state)
+            save_parts(base_of(model), folder, state)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, marked once it is whole; older ones go only then.
@@ -322,9 +322,7 @@ class RoETrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                check_numbers(saved_weights(folder), self.state.global_step)
-                mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
+            on_main(lambda: self._mark(folder), f"{folder} is not kept: the first process says why.")
         except UNWRITTEN as error:
             if lost_the_others(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -333,6 +331,15 @@ class RoETrainer(Trainer):
             raise unwritten(folder, checkpoints, error) from error
         if self.is_world_process_zero():
             keep_newest(checkpoints, self.recipe.training.save_total_limit)
+
+    def _mark(self, folder: Path) -> None:
+        """A checkpoint whose weights are spoiled is not left lying."""
+        try:
+            check_numbers(saved_weights(folder), self.state.global_step, folder.parent)
+        except TrainingError:
+            shutil.rmtree(folder)
+            raise
+        mark_complete(folder, {"mean_skip_rate": self.mean_skip_rate})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """See ``load_weights``."""
