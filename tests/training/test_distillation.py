@@ -61,10 +61,24 @@ def test_it_adds_to_the_loss_alone(compared, tmp_path):
     assert first["total_loss"] == pytest.approx(plain["total_loss"] + COEF * first["distillation"], rel=1e-5)
 
 
-def test_the_dense_path_is_asked_without_dropout(compared, tmp_path):
-    """Guards what is drawn to: what the model says, not what a random part of its updates says."""
-    pytest.importorskip("peft")
-    lora = {"lora": {"rank": 4, "dropout": 0.5}}
-    quiet_run(recipe_from_dict(settings(tmp_path, steps=4, distill_coef=COEF) | lora))
+@pytest.mark.parametrize("whose", ["updates", "attention"])
+def test_the_dense_path_is_asked_without_dropout(whose, compared, monkeypatch, tmp_path):
+    """Guards what is drawn to: what the model says, not what a random part of its updates or of its past says."""
+    made = settings(tmp_path, steps=4, distill_coef=COEF)
+    if whose == "updates":
+        pytest.importorskip("peft")
+        made |= {"lora": {"rank": 4, "dropout": 0.5}}
+    else:
+        real = run.make_model
+
+        def forgetful(*given: Any) -> Any:
+            model = real(*given)
+            for module in model.modules():
+                if hasattr(module, "attention_dropout"):
+                    module.attention_dropout = 0.5
+            return model
+
+        monkeypatch.setattr(run, "make_model", forgetful)
+    quiet_run(recipe_from_dict(made))
     for step in compared:
         assert step["distillation"] == pytest.approx(step["expected"], rel=1e-4, abs=1e-7)

@@ -119,6 +119,16 @@ def test_activations_follow_the_batch_and_shrink_when_recomputed():
     assert longer.activations > 2 * plain
 
 
+def test_gradients_wait_only_where_something_accumulates():
+    """Guards steps that as many processes take at once: no gradient of an earlier batch is held beside activations."""
+    held, none, plain = (
+        counted(recipe(**steps), processes)["instruction_tuning"].activations
+        for steps, processes in (({"records_a_step": 8}, 1), ({"records_a_step": 8}, 4), ({}, 4))
+    )
+    assert held > none
+    assert none == plain
+
+
 def test_distillation_takes_the_dense_predictions():
     """Guards its other forward, whose predictions are kept."""
     plain, drawn = (counted(recipe(distill_coef=coef))["router_warmup"].activations for coef in (0.0, 1.0))
