@@ -273,6 +273,7 @@ def test_an_estimate_trains_nothing(roe, tmp_path, monkeypatch):
     code, said, _ = roe(*asked)
     assert code == 0
     assert "full *" in said
+    assert "instruction_tuning " in said  # in 80 columns, whole
     assert "batch 2, 32 tokens, fp32" in " ".join(said.split())
     code, said, _ = roe(*asked, "--json")
     found = json.loads(said)

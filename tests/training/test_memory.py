@@ -151,7 +151,7 @@ def test_nothing_but_the_configuration_is_read(tmp_path):
 
 def test_engines_decide_which_methods_there_are(tmp_path):
     """Guards the table: packed weights are not shared out, and the recipe's own way is among the rows."""
-    assert list(methods_of(recipe())) == ["full", "lora", "lora, 8bit", "lora, 4bit"]
+    assert list(methods_of(recipe())) == ["full", "lora", "lora 8bit", "lora 4bit"]
     assert list(methods_of(recipe(sharding="fsdp2"))) == ["full", "lora"]
     with pytest.raises(ConfigError, match=r"sharding='zero4' is no engine.*fsdp2, zero2, zero3, zero3_offload"):
         next(estimate(recipe(sharding="zero4")))

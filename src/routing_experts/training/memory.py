@@ -47,7 +47,7 @@ class StageMemory:
     """Bytes on one device at a stage's peak.
 
     Attributes:
-        method: how the base is tuned: ``full``, ``lora``, ``lora, 8bit``, ``lora, 4bit``.
+        method: how the base is tuned: ``full``, ``lora``, ``lora 8bit``, ``lora 4bit``.
         stage: name.
         trained: parameters that train.
         weights: of the model; whole layers that are gathered for a moment, where processes share them out, included.
@@ -81,7 +81,7 @@ def methods_of(recipe: Recipe) -> dict[str, Recipe]:
     }
     if recipe.training.sharding is None:
         ways |= {
-            f"lora, {bits}": replace(recipe, lora=lora, random_init=False, quantization=bits) for bits in QUANTIZATIONS
+            f"lora {bits}": replace(recipe, lora=lora, random_init=False, quantization=bits) for bits in QUANTIZATIONS
         }
     return ways
 
@@ -89,7 +89,7 @@ def methods_of(recipe: Recipe) -> dict[str, Recipe]:
 def own_method(recipe: Recipe) -> str:
     """Which of ``methods_of`` the recipe is."""
     name = "full" if recipe.lora is None else "lora"
-    return f"{name}, {recipe.quantization}" if recipe.quantization else name
+    return f"{name} {recipe.quantization}" if recipe.quantization else name
 
 
 def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> Iterator[StageMemory]:
