@@ -73,12 +73,12 @@ class Run:
         return self.launcher.poll() is not None
 
 
-def training(launcher: Sequence[str], of: Path, sharding: str | None = None) -> Run:
-    """Starts a run."""
+def training(launcher: Sequence[str], of: Path, sharding: str | None = None, script: Path | None = None) -> Run:
+    """Starts a run; a script stands in for ``roe``."""
     flag = "--module" if "deepspeed.launcher.runner" in launcher else "-m"
     roe = [str(ROOT / "benchmarks" / "fsdp_on_cpu.py")] if sharding == "fsdp2" else [flag, "routing_experts"]
     output = TemporaryFile("w+")  # noqa: SIM115 - goes with the run
-    command = [*launcher, *roe, "train", str(of)]
+    command = [*launcher, *([str(script)] if script else roe), "train", str(of)]
     return Run(subprocess.Popen(command, env=os.environ | CPUS, stdout=output, stderr=subprocess.STDOUT), output)
 
 

@@ -25,6 +25,25 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
 
 
+OVERFLOWS = """
+from routing_experts.cli import main
+from routing_experts.training.trainer import RoETrainer
+
+step = RoETrainer.training_step
+
+def overflows(self, model, *args, **kwargs):
+    loss = step(self, model, *args, **kwargs)
+    if self.state.global_step == 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(float("inf"))
+    return loss
+
+RoETrainer.training_step = overflows
+main()
+"""
+
+
 def log(folder: Path) -> list[LogLine]:
     return read_log(folder / "log.jsonl")
 
@@ -195,6 +214,16 @@ def test_when_one_process_dies_all_end(tmp_path):
     assert "SIGKILL" in said or "lost the other processes" in said
     assert "could not be written" not in said
     assert saved(tmp_path / "run", 2)
+
+
+def test_weights_that_a_step_spoiled_are_not_kept_and_all_say_why(tmp_path):
+    """Guards what is left after an update that overflows: no checkpoint, and the reason whoever ends first."""
+    (script := tmp_path / "overflow.py").write_text(OVERFLOWS)
+    status, said = ended(training(torchrun(2), recipe(tmp_path, "run", 2, save_steps=1), script=script), timeout=300)
+    assert status != 0
+    assert "holds what is no number, from a gradient that overflowed" in " ".join(said.split())
+    assert "lost the other processes" not in said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-1"]
 
 
 @needs_deepspeed

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from routing_experts.errors import RoutingExpertsError, TrainingError
+from routing_experts.errors import TrainingError
 
 T = TypeVar("T")
 
@@ -31,30 +31,27 @@ def is_launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def on_main(act: Callable[[], T], told: str) -> T:
+def on_main(act: Callable[[], T]) -> T:
     """What the main process finds, for all: they must not each look at a folder that another machine writes.
 
-    Args:
-        act: on the main process alone.
-        told: what the others say if it fails there.
-
     Raises:
-        TrainingError: on the others; the main process raises its own error.
+        TrainingError: on the others, with the main process's words: whoever ends first takes the rest along. The main
+            process raises its own error.
     """
-    found: list[Any] = [None, False]
+    found: list[Any] = [None, None]
     failure: Exception | None = None
     if is_main_process():
         try:
-            found = [act(), False]
-        except (RoutingExpertsError, OSError) as error:
-            found, failure = [None, True], error
+            found = [act(), None]
+        except Exception as error:
+            found, failure = [None, str(error)], error
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     if failure is not None:
         raise failure
-    value, failed = found
-    if failed:
-        raise TrainingError(told)
+    value, why = found
+    if why is not None:
+        raise TrainingError(f"process {os.environ.get('RANK', '0')} ends with the first one, which says: {why}")
     return value
 
 

@@ -110,7 +110,7 @@ def _begin(folder: RunFolder, recipe: Recipe, restart: bool, accept: bool, held:
         folder.begin(recipe_values(recipe), _facts(recipe), restart, accept)
         return folder.is_finished
 
-    return on_main(look, f"{folder.path} cannot be trained in: the first process says why. Mend that, then repeat.")
+    return on_main(look)
 
 
 def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
@@ -121,10 +121,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     if recipe.lora is not None:
         target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there
     model = make_model(recipe, processor)
-    on_main(
-        lambda: folder.check_facts({"base": fingerprint(model)}),
-        f"{folder.path} was begun from another base: the first process says more.",
-    )
+    on_main(lambda: folder.check_facts({"base": fingerprint(model)}))
     sharded = is_sharded(recipe.training.sharding)
     if last is not None and sharded:
         load_weights(model, last)
@@ -207,7 +204,7 @@ def build_datasets(recipe: Recipe, processor: Any) -> tuple[EncodedDataset, Enco
 
 def _last_of(folder: RunFolder) -> Path | None:
     """The newest whole checkpoint, as the main process sees it."""
-    return on_main(lambda: last_complete(folder.checkpoints), f"{folder.checkpoints} cannot be read.")
+    return on_main(lambda: last_complete(folder.checkpoints))
 
 
 def stage_end(recipe: Recipe, stage: Stage) -> int:

@@ -322,7 +322,7 @@ class RoETrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            on_main(lambda: self._mark(folder), f"{folder} is not kept: the first process says why.")
+            on_main(lambda: self._mark(folder))
         except UNWRITTEN as error:
             if lost_the_others(error) or isinstance(error, torch.OutOfMemoryError):
                 raise
