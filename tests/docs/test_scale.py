@@ -1,9 +1,17 @@
 """docs/scale.md quotes records only: what stands between markers is a committed record's, word for word."""
 
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
-from quoted import block_of, record_of
+import pytest
+from quoted import RESULTS, block_of, page_of, record_of
+
+from routing_experts.models.load import load_processor
+from routing_experts.records import StudyRecord
+from routing_experts.reports import study_markdown
+from routing_experts.training.making import make_model
+from routing_experts.training.parameters import freeze_all_but
+from routing_experts.training.study import load_study
 
 PAGE = "docs/scale.md"
 MIB = 2**20
@@ -73,3 +81,26 @@ def test_the_memory_table_is_the_record() -> None:
     for row in record["rows"]:
         of_measured = row["counted"] / row["measured_softmax"]
         assert 0.9 < of_measured < (1.1 if row["stage"] != "adapter_warmup" else 1.5)  # random routes leave work out
+
+
+def test_the_study_of_scale_is_the_record() -> None:
+    """Guards what LoRA costs in answers: each seed within 1.5 points of dense at a quarter of the layers skipped."""
+    record_of("scale")
+    study = StudyRecord.load(RESULTS / "scale.json")
+    assert block_of(PAGE, "study") == study_markdown(study).strip()
+    by_arm = {name: [run for run in study.runs if run.arm == name] for name in ("routed", "lora", "distilled")}
+    assert [len(runs) for runs in by_arm.values()] == [3, 3, 3]
+    assert all(run.skip_rate == pytest.approx(0.25, abs=0.01) for run in study.runs)
+    assert all(run.accuracy > study.base_accuracy - 0.015 for run in by_arm["lora"])
+    assert mean(run.accuracy for run in by_arm["distilled"]) < mean(run.accuracy for run in by_arm["routed"])
+
+
+def test_the_study_s_lora_trains_as_few_parameters_as_the_page_says(tmp_path) -> None:
+    """Guards the share: under a tenth, counted on the model that the arm trains."""
+    pytest.importorskip("peft")
+    recipe = load_study("scale").arm_recipe("lora", 0.25, 0, tmp_path, 12)
+    model = make_model(recipe, load_processor(recipe.model))
+    trained = sum(freeze_all_but(model, recipe.stages[-1].trains, lora=True).values())
+    share = trained / sum(parameter.numel() for parameter in model.parameters())
+    assert share < 0.1
+    assert f"{100 * share:.1f} % of the parameters" in page_of(PAGE)
