@@ -16,12 +16,13 @@ from typing import Any
 from routing_experts.errors import CheckpointError, ConfigError, RouteError
 
 CONFIG_NAME = "roe_config.json"
-FORMAT_VERSION = 2  # 2 brought budget
+FORMAT_VERSION = 3  # 2 brought budget, 3 router_input
 CONTROL_GATES = ("random", "static")  # they ask no router
 GATES = ("softmax", "straight_through", "gumbel_straight_through", *CONTROL_GATES)
 SPARSITY_SCOPES = ("example", "run")
 ADAPTER_INITS = ("zero", "xavier")
 TEXT_SPANS = ("last_question", "history")
+ROUTER_INPUTS = ("routing_tokens", "pooled")
 LAYOUTS = ("two_call", "fused")
 BUDGET_GAP = 0.02  # of the skip rate: pairs of a budget further apart are a jump, not a curve
 
@@ -67,6 +68,8 @@ class RoEConfig:
         routed_layers: which decoder layers may be skipped; None for all but the first ``num_unrouted_layers``.
         num_unrouted_layers: how many leading layers always run when ``routed_layers`` is None. Layer 0's router sees
             nothing but the routing embeddings, so its decision is the same for every example.
+        router_input: what routers read: the states of "routing_tokens", or "pooled" ones: the means of the ordinary tokens'
+            states over the same spans, for which nothing travels beside the sequence (an ablation; ours).
         text_span: what the text routing token sees at inference: the last question, or all after the context (paper).
         sparsity_loss_coef: c of the loss.
         sparsity_scope: what has to reach the target: every "example" on its own (the paper), or the mean over the
@@ -90,6 +93,7 @@ class RoEConfig:
     gate: str = "gumbel_straight_through"
     routed_layers: tuple[int, ...] | None = None
     num_unrouted_layers: int = 1
+    router_input: str = "routing_tokens"
     text_span: str = "last_question"
     sparsity_loss_coef: float = 1.0
     sparsity_scope: str = "run"
@@ -115,6 +119,7 @@ class RoEConfig:
                 "gate='static' without routed_layers: it skips the routed layers for everyone, so they must be named. "
                 "Give routed_layers, such as [5, 6, 7]."
             )
+        _check_choice("router_input", self.router_input, ROUTER_INPUTS)
         _check_choice("text_span", self.text_span, TEXT_SPANS)
         _check_choice("layout", self.layout, LAYOUTS)
         if self.bottleneck_size is not None and self.bottleneck_size < 1:

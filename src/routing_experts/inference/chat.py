@@ -211,7 +211,8 @@ class ChatSession:
         family = known_families().get(self.model.config.model_type)
         if family is not None and family.uses_mrope:
             return False
-        return self.policy == "project" or self._one_route()
+        pools = is_routed(self.model) and self.model.roe_config.router_input == "pooled"  # no cache holds its context
+        return (self.policy == "project" and not pools) or self._one_route()
 
     def _one_route(self) -> bool:
         """Whether every turn has the same route, whatever it asks."""

@@ -34,6 +34,7 @@ class RoutingContext:
         keys_B: integers that identify examples for random draws.
         last_routed: the last routed layer; routing tokens travel no further.
         rotary: cos and sin of the routing tokens [B, R, head size], instead of the first real token's.
+        pooled: routers read means over the spans of ordinary tokens; no routing tokens travel.
         same_calls: every process has to call the same modules, whatever its examples skip: weights are shared out.
 
     Attributes:
@@ -57,13 +58,14 @@ class RoutingContext:
         keys_B: Tensor | None = None,
         last_routed: int = 10**9,
         rotary: tuple[Tensor, Tensor] | None = None,
+        pooled: bool = False,
         same_calls: bool = False,
     ) -> None:
         self.visible_BRK, self.turns_BT, self.valid_BQ = visible_BRK, turns_BT, valid_BQ
         self.first_real_B = first_real_B
         self.gate, self.route_BL, self.keep_bias, self.layout = gate, route_BL, keep_bias, layout
         self.keys_B = torch.arange(len(turns_BT), device=turns_BT.device) if keys_B is None else keys_B
-        self.last_routed, self.rotary, self.same_calls = last_routed, rotary, same_calls
+        self.last_routed, self.rotary, self.same_calls, self.pooled = last_routed, rotary, same_calls, pooled
         self.tokens: dict[int, Tensor] = {}
         self.logits: dict[int, Tensor] = {}
         self.weights: dict[int, Tensor] = {}
@@ -100,8 +102,10 @@ class RoutingContext:
 
     @property
     def carries_tokens(self) -> bool:
-        """Whether routing tokens travel at all: forced, random and static routes read none."""
-        return self.route_BL is None and not (self.gate is not None and not self.gate.asks_router)
+        """Whether routing tokens travel at all: forced, random, static and pooled routes read none."""
+        if self.pooled or self.route_BL is not None:
+            return False
+        return self.gate is None or self.gate.asks_router
 
     @property
     def on_host(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,6 +120,11 @@ class RoutingContext:
         """Lays the learned embeddings in front of layer 0: the image side's, then the text side's once a turn."""
         index = torch.tensor([0] + [1] * (self.num_tokens - 1), device=routing_tokens_2D.device)
         self.tokens[0] = routing_tokens_2D[index].expand(len(self.turns_BT), -1, -1)
+
+    def pool(self, hidden_BTD: Tensor) -> Tensor:
+        """Means over the spans that routing tokens would see, [B, R, D]; a span without tokens gives 0."""
+        spans_BRT = self.visible_BRK[..., : hidden_BTD.shape[1]].to(hidden_BTD.dtype)
+        return spans_BRT @ hidden_BTD / spans_BRT.sum(-1, keepdim=True).clamp_min(1)
 
     def routing_rotary(self, position_embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """cos and sin for the routing tokens, [B, 1, head size] or given: those of each row's first real token."""

@@ -80,6 +80,15 @@ class _LayerCall:
         tokens = self.routing.tokens.get(self.index)
         return None if tokens is None else tokens.to(hidden.dtype)
 
+    def router_input(self, hidden: Tensor) -> Tensor:
+        """What this layer's router reads, [B, R, D]: normalised routing tokens, or means of ordinary tokens."""
+        assert self.routing is not None
+        if self.routing.pooled:
+            return self.routing.pool(self.layer.input_layernorm(hidden))
+        tokens = self.routing_tokens(hidden)
+        assert tokens is not None
+        return self.layer.input_layernorm(tokens)
+
     def follow(self, hidden: Tensor) -> Tensor:
         """A decoding step: the route that the prefill chose and the cache holds."""
         if self.slot is None:
@@ -104,7 +113,7 @@ class _LayerCall:
         tokens = self.routing_tokens(hidden)
         if not self.is_routed:
             return self.run_all(hidden)
-        keep = self._decide(tokens)
+        keep = self._decide(hidden)
         routing.keep[self.index] = keep
         if self.slot is not None:
             self.slot.set_keep(keep)
@@ -160,14 +169,13 @@ class _LayerCall:
         normed = self.layer.input_layernorm(hidden) if normed is None else normed
         return skip_path(hidden, normed, self.layer.skip_down, self.layer.skip_up)
 
-    def _decide(self, tokens: Tensor | None) -> Tensor:
+    def _decide(self, hidden: Tensor) -> Tensor:
         """Bool [B] on the host: the one synchronisation of a routed layer, at prefill only."""
         routing = self.routing
         assert routing is not None
         if routing.route_BL is not None:
             return routing.route_BL[:, self.index]
-        assert tokens is not None
-        logits = router_logits(self.layer.input_layernorm(tokens), self.layer.router)
+        logits = router_logits(self.router_input(hidden), self.layer.router)
         routing.logits.setdefault(self.index, logits)
         # Compared on the host, whose double precision gives a row's bias the same effect in any batch and dtype.
         return keeps(logits[:, -1].cpu(), routing.keep_bias)

@@ -30,8 +30,7 @@ def mix(call: Any, hidden: Tensor) -> Tensor:
     tokens = call.routing_tokens(hidden)
     if not gate.asks_router:
         return _choose(call, hidden, gate)
-    assert tokens is not None
-    normed = call.layer.input_layernorm(tokens)
+    normed = call.router_input(hidden)
     logits = router_logits(normed, call.layer.router)
     weights = gate_weights(gate, logits, routing.valid_BQ, routing.keys_B, call.index)
     _note(routing, call.index, logits, weights)  # the loss reads them in the gate's precision
@@ -40,7 +39,7 @@ def mix(call: Any, hidden: Tensor) -> Tensor:
     skip_BT = weights[..., 1].gather(1, routing.turns_BT)
     skips_BT = (skip_BT > 0).cpu() if spares else None  # the one wait for the device
     rows = None if skips_BT is None else _rows_that_run(skips_BT, hidden.device)
-    if routing.carries_after(call.index):
+    if tokens is not None and routing.carries_after(call.index):
         ran, ran_tokens = _run_both(call, hidden, tokens, rows)
         mixed_tokens = ran_tokens.lerp(call.adapt(tokens, normed), weights[..., 1:])
         routing.tokens.setdefault(call.index + 1, mixed_tokens)

@@ -103,6 +103,7 @@ def routing_context(
         route_BL=None if route is None else route_rows(route, batch_size, num_layers, routed),
         layout=options.layout or config.layout,
         last_routed=routed[-1],
+        pooled=config.router_input == "pooled",
         **settings,
     )
 
@@ -145,6 +146,11 @@ def _context_of_turn(model: Any, kwargs: dict[str, Any], cache: DialogueCache) -
     ids = cache.take_turn((kwargs["inputs_embeds"] if brought is None else brought).shape[1])
     if ids is None:
         return None
+    if model.roe_config.router_input == "pooled":
+        raise RouteError(
+            "a new turn on a cache, of a model with router_input='pooled': its routers read the context's states, which "
+            "no cache holds. Prefill the whole dialogue again."
+        )
     segments = _segments(model, ids.to(model.device), None)
     past = cache.get_seq_length()
     return routing_context(model, segments, cache.options, past=past, rotary=start_rotary(model))

@@ -325,7 +325,8 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
 def _leaves_parameters_unused(recipe: Recipe) -> bool:
     """Whether a step may leave trained parameters without gradients: no picture in a batch, or routers not asked."""
     trains_vision = any({"projector", "vision"} & set(stage.trains) for stage in recipe.stages)
-    return trains_vision or (recipe.is_routed and recipe.roe.gate in CONTROL_GATES)
+    unread = recipe.roe.gate in CONTROL_GATES or recipe.roe.router_input == "pooled"
+    return trains_vision or (recipe.is_routed and unread)
 
 
 def _seconds_so_far(log: Path, step: int) -> float:
