@@ -68,8 +68,8 @@ class RoEConfig:
         routed_layers: which decoder layers may be skipped; None for all but the first ``num_unrouted_layers``.
         num_unrouted_layers: how many leading layers always run when ``routed_layers`` is None. Layer 0's router sees
             nothing but the routing embeddings, so its decision is the same for every example.
-        router_input: what routers read: the states of "routing_tokens", or "pooled" ones: the means of the ordinary tokens'
-            states over the same spans, for which nothing travels beside the sequence (an ablation; ours).
+        router_input: what routers read: the states of "routing_tokens", or "pooled" ones: the means of the ordinary
+            tokens' states over the same spans, for which nothing travels beside the sequence (an ablation; ours).
         text_span: what the text routing token sees at inference: the last question, or all after the context (paper).
         sparsity_loss_coef: c of the loss.
         sparsity_scope: what has to reach the target: every "example" on its own (the paper), or the mean over the

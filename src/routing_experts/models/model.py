@@ -148,8 +148,8 @@ def _context_of_turn(model: Any, kwargs: dict[str, Any], cache: DialogueCache) -
         return None
     if model.roe_config.router_input == "pooled":
         raise RouteError(
-            "a new turn on a cache, of a model with router_input='pooled': its routers read the context's states, which "
-            "no cache holds. Prefill the whole dialogue again."
+            "a new turn on a cache, of a model with router_input='pooled': its routers read the context's states, "
+            "which no cache holds. Prefill the whole dialogue again."
         )
     segments = _segments(model, ids.to(model.device), None)
     past = cache.get_seq_length()
