@@ -13,8 +13,10 @@ from routing_experts.errors import ConfigError
 from routing_experts.training.recipe import SHIPPED, Recipe, load_recipe
 from routing_experts.training.settings import build, read_yaml
 
-CONTROLS = ("none", "dense", "most_skipped", "least_important", "least_harmful", "random")
-STATIC_CONTROLS = ("most_skipped", "least_important", "least_harmful")
+STATIC_CONTROLS = ("most_skipped", "least_important", "least_harmful", "early_exit")
+CONTROLS = ("none", "dense", *STATIC_CONTROLS, "random", "pruning")
+SOURCES = {"most_skipped": ("none", "routed"), "pruning": ("dense", "dense")}  # what they look at, in code and in words
+DEPENDENT = tuple(SOURCES)
 STUDIES = SHIPPED / "studies"
 
 
@@ -25,8 +27,9 @@ class Arm:
     Attributes:
         control: "none" for a routed model; "dense" is tuned without routes; "most_skipped" always skips the layers
             that the arm ``of`` skips most, with the same seed and rate; "least_important" those of the lowest
-            importance, "least_harmful" those without which the base answers most questions; "random" draws routes.
-        of: the routed arm that "most_skipped" takes its layers from.
+            importance, "least_harmful" those without which the base answers most questions, "early_exit" the last
+            ones; "random" draws routes; "pruning" runs all layers of a dense arm's model on fewer picture tokens.
+        of: the arm that "most_skipped" takes its layers from, or "pruning" its model.
         set: settings by dotted path, laid over the study's.
         rates: which of the study's skip rates; all by default.
         about: what it is, for the table.
@@ -73,7 +76,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, arm in self.arms.items():
-            if arm.control == "most_skipped":
+            if arm.control in SOURCES:
                 self._check_source(name, arm)
             strange = [rate for rate in arm.rates or () if rate not in self.rates]
             if strange:
@@ -82,11 +85,13 @@ class Study:
             raise ConfigError(f"reference {self.reference!r} is no arm: name one of {', '.join(self.arms)}.")
 
     def _check_source(self, name: str, arm: Arm) -> None:
-        """The arm that a "most_skipped" control takes its layers from must be routed, and run at all its rates."""
+        """The arm that a control looks at must be of the right kind, and run at all its rates."""
         source = self.arms.get(arm.of)
-        if source is None or source.control != "none":
-            raise ConfigError(f"arm {name} takes its layers from {arm.of!r}, which is no routed arm. Name one.")
-        lacking = sorted(set(self.rates_of(arm)) - set(self.rates_of(source)))
+        kind, word = SOURCES[arm.control]
+        taken = "layers" if kind == "none" else "model"
+        if source is None or source.control != kind:
+            raise ConfigError(f"arm {name} takes its {taken} from {arm.of!r}, which is no {word} arm. Name one (of).")
+        lacking = sorted(set(self.rates_of(arm)) - set(self.rates_of(source))) if kind == "none" else []
         if lacking:
             raise ConfigError(
                 f"arm {name} needs arm {arm.of} at {lacking}, where that is not run. Give both the same rates."
@@ -110,6 +115,7 @@ class Study:
             layers: what a static control skips.
         """
         arm = self.arms[name]
+        assert arm.control != "pruning", "nothing is trained for it"
         recipe = load_recipe(self.recipe, {**self.set, **arm.set, "training.seed": seed, "output": str(output)})
         if arm.control == "dense":
             return replace(recipe, stages=load_recipe(self.recipe, {"stages": "dense"}).stages)

@@ -1,0 +1,1 @@
+"""Studies: contenders trained alike, asked the same questions, and compared."""

@@ -1,0 +1,90 @@
+"""What a study keeps of one run: every answer, how routes went, and by which settings it was trained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from routing_experts.evaluation.evaluate import information, route_counts
+from routing_experts.evaluation.paired import varied_share
+from routing_experts.evaluation.scoring import Evaluation
+from routing_experts.records import StudyRun, environment, read_log
+from routing_experts.studies.jobs import Job
+from routing_experts.studies.plan import Study
+from routing_experts.training.folder import RunFolder
+from routing_experts.training.recipe import Recipe, recipe_values
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a character a count
+UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps")  # nothing that tells arms apart
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's settings that are not the defaults, by dotted path; plain values."""
+    defaults = _flat(recipe_values(Recipe(model="", output="", data=recipe.data)))
+    named = _flat(recipe_values(recipe))
+    return {
+        path: value
+        for path, value in named.items()
+        if path not in UNTOLD and (path.startswith("data.") or value != defaults.get(path, value))
+    }
+
+
+def outcome(
+    study: Study,
+    job: Job,
+    asked: Evaluation,
+    recipe: Recipe,
+    calibrated: tuple[float, float] | None,
+    left_out: Sequence[float] | None = None,
+) -> StudyRun:
+    """An evaluation as a study holds it.
+
+    Args:
+        study, job: whose.
+        asked: the held-out questions, answered.
+        recipe: that trained the model.
+        calibrated: the rate without a bias, and the bias; None where nothing is calibrated.
+        left_out: of each question's prefill, if tokens are pruned rather than layers skipped.
+    """
+    by_task = asked.by_task()
+    made = environment()
+    run = sum(left_out) / len(left_out) if left_out is not None else asked.skip_rate
+    layers_run = [sum(answer.route) for answer in asked.answers]
+    log = read_log(RunFolder(recipe.output).log)[-1]
+    return StudyRun(
+        arm=job.arm,
+        seed=job.seed,
+        wanted=job.rate,
+        accuracy=asked.accuracy,
+        skip_rate=run,
+        raw_skip_rate=calibrated[0] if calibrated else None,
+        keep_bias=calibrated[1] if calibrated else None,
+        right="".join("1" if right else "0" for right in asked.right),
+        layer_skip_rates=asked.layer_skip_rates,
+        task_accuracy={task: part.accuracy for task, part in by_task.items()},
+        task_skip_rate={task: part.skip_rate for task, part in by_task.items()},
+        task_layer_skip_rates={task: _rounded(part.layer_skip_rates) for task, part in by_task.items()},
+        route_information=information(asked),
+        varied_layers=varied_share(asked.layer_skip_rates),
+        routes=route_counts(asked),
+        layers_run="".join(DIGITS[count] for count in layers_run) if len(set(layers_run)) > 1 else "",
+        training_seconds=log.seconds,
+        steps=recipe.training.steps,
+        question_seed=study.question_seed,
+        calibration_questions=study.calibration_questions,
+        settings=settings_of(recipe),
+        made={name: made[name] for name in ("date", "commit", "cpu") if name in made},
+    )
+
+
+def _rounded(rates: Sequence[float]) -> list[float]:
+    return [round(rate, 4) for rate in rates]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted paths; lists and what they hold stay as they are."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
