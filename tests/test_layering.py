@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # Low to high; a module imports from its own layer and from lower ones.
 LAYERS = (
     *("errors", "config", "records", "optional", "nn", "models", "data", "training"),
-    *("inference", "evaluation", "reports", "pocket", "api", "cli", "__main__", "autoload", "__init__"),
+    *("inference", "evaluation", "reports", "pocket", "api", "studies", "cli", "__main__", "autoload", "__init__"),
 )
 STRANGERS = {("evaluation", "training"), ("training", "evaluation")}
 TORCH_FREE = ("errors", "config", "records", "optional", "reports")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from routing_experts.studies.jobs import Job
+
 PLAN = {
     "recipe": "digits",
     "rates": [0.25],
@@ -13,7 +15,14 @@ PLAN = {
     "questions": 16,
     "calibration_questions": 16,
     "set": {"training.steps": 3, "training.batch_size": 8, "training.logging_steps": 1, "data.records": 32},
-    "arms": {"routed": {}, "static": {"control": "most_skipped"}, "random": {"control": "random"}},
+    "arms": {
+        "routed": {},
+        "static": {"control": "most_skipped"},
+        "random": {"control": "random"},
+        "dense": {"control": "dense"},
+        "exit": {"control": "early_exit"},
+        "pruned": {"control": "pruning", "of": "dense"},
+    },
 }
 
 
@@ -34,26 +43,56 @@ def test_a_part_is_recorded_and_the_rest_goes_on(roe, folder):
     assert said[0] == 0, said
     record = folder / "runs" / "study.json"
     assert [run["arm"] for run in json.loads(record.read_text())["runs"]] == ["routed"]
-    said = roe("study", plan(folder), "--output", folder / "runs", "--only", "random", "--only", "static")
+    said = roe("study", plan(folder), "--output", folder / "runs", "--json", folder / "record.json")
     assert said[0] == 0, said
     study = json.loads(record.read_text())
-    assert {run["arm"] for run in study["runs"]} == {"routed", "static", "random"}
-    assert {(c["first"], c["second"]) for c in study["contrasts"]} == {("routed", "static"), ("routed", "random")}
-    fixed = next(run for run in study["runs"] if run["arm"] == "static")
-    assert sorted(fixed["layer_skip_rates"]) == [0.0] * 9 + [1.0] * 3
-    assert roe("study", plan(folder), "--output", folder / "runs", "--minutes", "0")[0] == 0
-    study = json.loads(record.read_text())
-    assert len(study["runs"]) == 3
+    runs = {run["arm"]: run for run in study["runs"]}
+    assert set(runs) == set(PLAN["arms"])
+    assert {(c["first"], c["second"]) for c in study["contrasts"]} == {
+        ("routed", arm) for arm in set(runs) - {"routed"}
+    }
+    assert sorted(runs["static"]["layer_skip_rates"]) == [0.0] * 9 + [1.0] * 3
+    assert runs["exit"]["layer_skip_rates"] == [0.0] * 9 + [1.0] * 3
+    assert runs["pruned"]["skip_rate"] == pytest.approx(0.25, abs=0.03)
+    assert not any(runs["pruned"]["layer_skip_rates"])
+    assert runs["random"]["layers_run"] == ""  # every question as many
+    assert runs["random"]["varied_layers"] > 0.5
+    assert runs["routed"]["settings"]["training.steps"] == 3
     assert set(study["untrained"]) == {"0.25"}
+    assert [len(study["base"][name]) for name in ("right", "task_of", "tenth_of")] == [16, 16, 16]
     layers = json.loads((folder / "runs" / "layers.json").read_text())
     assert len(set(layers["by_harm"])) == 3
     assert sorted(layers["by_importance"]) == list(range(1, 12))
 
 
+def test_a_killed_study_goes_on_from_its_record_alone(roe, folder, tmp_path):
+    """Guards records that are committed while the weights are lost: nothing is trained again."""
+    study = json.loads((folder / "record.json").read_text())
+    study["runs"] = [run for run in study["runs"] if run["arm"] != "exit"]
+    (tmp_path / "record.json").write_text(json.dumps(study))
+    said = roe("study", plan(folder), "--output", tmp_path / "runs", "--json", tmp_path / "record.json")
+    assert said[0] == 0, said
+    assert sorted(path.parts[-3] for path in (tmp_path / "runs").glob("*/*/log.jsonl")) == ["exit-25"]
+    whole = json.loads((tmp_path / "record.json").read_text())
+    assert {run["arm"]: run["right"] for run in whole["runs"]} == {
+        run["arm"]: run["right"] for run in json.loads((folder / "record.json").read_text())["runs"]
+    }
+
+
+def test_a_run_that_another_process_does_is_left_to_it(roe, folder, tmp_path):
+    job = Job("routed", 0.25, 0)
+    with job.claimed(tmp_path / "runs") as free:
+        assert free
+        said = roe("study", plan(folder), "--output", tmp_path / "runs", "--only", "routed")
+    assert said[0] == 0, said
+    assert "1 of 1 runs are left" in said[2] + said[1]
+    assert not list((tmp_path / "runs").glob("*/*/log.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"set": PLAN["set"] | {"training.steps": 6}}, "holds another run: training.steps: 3 there, 6 asked for"),
+        ({"set": PLAN["set"] | {"training.steps": 6}}, "was trained with training.steps 3, the study asks for 6"),
         ({"questions": 17}, "was asked with questions 16, the study has 17"),
         ({"question_seed": 7}, "was asked with question_seed 1000, the study has 7"),
         ({"set": PLAN["set"] | {"data.source": "mine.json"}}, "a study asks questions on the digits"),

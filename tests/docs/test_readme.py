@@ -13,10 +13,10 @@ import yaml
 
 from routing_experts.config import RoEConfig
 from routing_experts.data.digits import DigitsTask
+from routing_experts.studies.plan import Study
 from routing_experts.training.recipe import DataSettings, LoraSettings, Recipe, TrainingSettings, recipe_from_dict
 from routing_experts.training.schedule import Annealing, Stage
 from routing_experts.training.settings import build
-from routing_experts.training.study import Study
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "src" / "routing_experts" / "recipes"

@@ -9,9 +9,9 @@ from quoted import RESULTS, block_of, page_of, record_of
 from routing_experts.models.load import load_processor
 from routing_experts.records import StudyRecord
 from routing_experts.reports import study_markdown
+from routing_experts.studies.plan import load_study
 from routing_experts.training.making import make_model
 from routing_experts.training.parameters import freeze_all_but
-from routing_experts.training.study import load_study
 
 PAGE = "docs/scale.md"
 MIB = 2**20

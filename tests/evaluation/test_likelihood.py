@@ -108,7 +108,6 @@ def test_questions_fall_into_tenths_by_the_bases_loss(base, processor):
     losses = answer_losses(base, processor, questions)
     parts = tenths(losses)
     assert sorted(parts) == [part for part in range(10) for _ in range(4)]
-    assert max(l for l, p in zip(losses, parts, strict=True) if p == 0) <= min(
-        l for l, p in zip(losses, parts, strict=True) if p == 9
-    )
+    by_part = [[loss for loss, part in zip(losses, parts, strict=True) if part == wanted] for wanted in (0, 9)]
+    assert max(by_part[0]) <= min(by_part[1])
     assert tenths([1.0, 1.0, 1.0]) == [0, 3, 6]

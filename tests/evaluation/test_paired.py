@@ -4,15 +4,24 @@ import numpy as np
 import pytest
 
 from routing_experts.evaluation.importance import least_important
-from routing_experts.evaluation.paired import mutual_information, paired_difference, varied_share
+from routing_experts.evaluation.paired import bootstrap_interval, mutual_information, paired_difference, varied_share
 
 
-def test_the_difference_is_of_means_and_its_interval_of_differing_questions():
-    first, second = np.array([[1, 1, 0, 1]]), np.array([[1, 0, 0, 0]])
+def test_the_interval_is_that_of_questions_drawn_one_by_one():
+    """The textbook bootstrap: every resample a list of questions."""
+    rng = np.random.default_rng(3)
+    first, second = rng.random((2, 120)) < 0.9, rng.random((2, 120)) < 0.7
+    by_question = (first.astype(float) - second).mean(0)
+    means = [by_question[rng.integers(0, 120, 120)].mean() for _ in range(20_000)]
     difference = paired_difference(first, second)
-    assert difference.mean == pytest.approx(0.5)
-    spread = 1.959964 * np.array([0, 1, 0, 1]).std(ddof=1) / 2
-    assert (difference.low, difference.high) == pytest.approx((0.5 - spread, 0.5 + spread))
+    assert difference.mean == pytest.approx(by_question.mean())
+    assert (difference.low, difference.high) == pytest.approx(np.percentile(means, (2.5, 97.5)), abs=0.005)
+
+
+def test_scores_need_not_be_right_or_wrong():
+    low, high = bootstrap_interval(np.random.default_rng(4).normal(2.0, 1.0, 900))
+    assert (low, high) == pytest.approx((2 - 1.96 / 30, 2 + 1.96 / 30), abs=0.04)
+    assert bootstrap_interval(np.zeros(5)) == (0.0, 0.0)
 
 
 def test_seeds_that_answer_alike_do_not_narrow_the_interval():

@@ -361,3 +361,18 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
     assert "Part of the path is a file" in ran.stderr
+
+
+def test_a_setting_that_came_later_and_says_what_was_always_done_is_no_change(tmp_path):
+    """Guards runs of the version before: a new setting at its old meaning must not keep them from going on."""
+    plain = recipe_values(recipe(tmp_path))
+    older = json.loads(json.dumps(plain))
+    del older["roe"]["router_input"]
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(older)
+    checkpoint(folder.checkpoints, 1)
+    mark_complete(folder.checkpoints / "checkpoint-1", {"step": 1})
+    folder.begin(plain)
+    plain["roe"]["router_input"] = "pooled"
+    with pytest.raises(TrainingError, match="router_input: None there, 'pooled' asked for"):
+        folder.begin(plain)

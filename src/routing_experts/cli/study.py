@@ -12,21 +12,30 @@ def study(
     only: Annotated[list[str] | None, typer.Option(help="Train this arm alone; repeat for several.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Begin no run after so many minutes.")] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Where the record goes as well as into the folder; - for standard output.")
+        Path | None,
+        typer.Option(
+            help="Where the record goes as well as into the folder; runs that it holds already are not repeated. - for "
+            "standard output."
+        ),
     ] = None,
 ) -> None:
     """Train every contender of a study and compare them; a study that was cut short goes on.
+
+    Several processes may work on one study at a time: each takes runs that no other has begun.
 
     Example: roe study digits --minutes 50
     """
     import time
 
-    from routing_experts.cli.contenders import Contest, jobs_of
+    from routing_experts.cli.common import progress_bar
     from routing_experts.cli.output import start, write_json
     from routing_experts.errors import ConfigError
-    from routing_experts.records import STUDY_NAME
+    from routing_experts.records import STUDY_NAME, StudyRecord
     from routing_experts.reports import print_study
-    from routing_experts.training.study import load_study
+    from routing_experts.studies.compare import study_record
+    from routing_experts.studies.contest import Contest
+    from routing_experts.studies.jobs import jobs_of
+    from routing_experts.studies.plan import load_study
 
     say, plan = start(), load_study(name)
     console = say.progress
@@ -34,23 +43,25 @@ def study(
     if unknown:
         raise ConfigError(f"--only {', '.join(unknown)}: the study's arms are {', '.join(plan.arms)}. Name some.")
     folder = output or Path("runs") / Path(name).stem
-    contest = Contest(plan, folder, console)
-    jobs = [job for job in jobs_of(plan) if not only or job.arm in only]
+    known = StudyRecord.load(json) if json is not None and json.is_file() else None
+    contest = Contest(plan, folder, console, lambda *what: progress_bar(console, *what), known)
+    every = jobs_of(plan)
+    done = sum(contest.found(job) is not None for job in every)  # one of another plan is refused now, not after hours
+    console.print(f"{done} of {len(every)} runs are done.")
+    jobs = [job for job in every if not only or job.arm in only]
     started = time.monotonic()
-    for job in filter(contest.is_done, jobs_of(plan)):
-        contest.run(job)  # one of another plan is refused now, not after hours
     for job in jobs:
         late = minutes is not None and time.monotonic() - started > 60 * minutes
-        if not late and not contest.is_done(job):
-            console.print(f"[bold]{job.arm}[/] at {job.rate:.1%}, seed {job.seed}")
-            contest.run(job)
-    left = sum(not contest.is_done(job) for job in jobs)
-    runs = [contest.run(job) for job in jobs_of(plan) if contest.is_done(job)]
-    record = contest.record(Path(name).stem, runs, contest.ask_base())
+        if not late and contest.found(job) is None:
+            with job.claimed(folder) as free:
+                if free:
+                    contest.run(job)
+    runs = [found for job in every if (found := contest.found(job)) is not None]
+    record = study_record(Path(name).stem, contest, runs)
     if str(json) != "-":
         print_study(record, say.results)
     write_json(record.to_dict(), folder / STUDY_NAME, say, "study")  # where `roe report` looks for it
     if json is not None:
         write_json(record.to_dict(), json, say, "study")
-    if left:
+    if left := sum(contest.found(job) is None for job in jobs):
         console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z_95 = 1.959964
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of accuracies with its 95 % interval."""
+    """A difference of means with its 95 % interval."""
 
     mean: float
     low: float
@@ -26,17 +26,28 @@ def paired_difference(first_SN: np.ndarray, second_SN: np.ndarray) -> Difference
     """First minus second, both asked the same N questions by models of S seeds.
 
     The seeds' answers to one question are not independent, so the question is the unit: its differences are averaged
-    over seeds, and the interval is that of the mean over questions. It speaks of these seeds; how much seeds differ
-    must be shown beside it.
+    over seeds, and questions are drawn with replacement (Efron's percentile bootstrap). The interval speaks of these
+    seeds; how much seeds differ must be shown beside it.
 
     Args:
-        first_SN, second_SN: whether each answer was right.
+        first_SN, second_SN: whether each answer was right, or its score.
     """
     assert first_SN.shape == second_SN.shape
     by_question_N = (first_SN.astype(float) - second_SN.astype(float)).mean(0)
-    mean = float(by_question_N.mean())
-    spread = Z_95 * float(by_question_N.std(ddof=1)) / math.sqrt(len(by_question_N)) if len(by_question_N) > 1 else 0.0
-    return Difference(mean, mean - spread, mean + spread)
+    low, high = bootstrap_interval(by_question_N)
+    return Difference(float(by_question_N.mean()), low, high)
+
+
+def bootstrap_interval(values_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean, from samples of N drawn with replacement.
+
+    Drawn as counts of the distinct values, which come out as often as if items were drawn one by one.
+    """
+    distinct, counts = np.unique(values_N, return_counts=True)
+    total = len(values_N)
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
+    low, high = np.percentile(drawn @ distinct / total, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def varied_share(layer_skip_rates: Sequence[float], low: float = 0.05, high: float = 0.95) -> float:

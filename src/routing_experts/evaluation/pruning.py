@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from routing_experts.errors import ConfigError
+from routing_experts.evaluation.questions import BATCH_SIZE, Question, records_of
+from routing_experts.inference.generate import prompt_batches
 from routing_experts.models.convert import is_routed
 from routing_experts.models.families import family_of
 
@@ -165,6 +167,15 @@ class _ScoringMask:
             logits_BHS = logits_BHS.masked_fill(~base[..., -1, :].bool(), -torch.inf)
         self.pruner.note(logits_BHS.softmax(-1))
         return scaled_dot_product_attention(query, key, value, attn_mask=base, is_causal=base is None, **settings)
+
+
+def image_shares(model: Any, processor: Any, questions: Sequence[Question]) -> list[float]:
+    """Of each question's prompt, the share of tokens that are pictures'."""
+    images = torch.tensor(list(family_of(model).image_token_ids(model.config)))
+    shares: list[float] = []
+    for batch in prompt_batches(processor, records_of(questions), BATCH_SIZE):
+        shares += (torch.isin(batch["input_ids"], images).sum(1) / batch["attention_mask"].sum(1)).tolist()
+    return shares
 
 
 def share_for(rate: float, image_shares: Sequence[float], num_layers: int, after: int = AFTER) -> float:

@@ -25,7 +25,7 @@ from routing_experts.records.results import (
     SweepPoint,
     TaskResult,
 )
-from routing_experts.records.study import STUDY_NAME, Contrast, LayerChoice, StudyRecord, StudyRun
+from routing_experts.records.study import STUDY_NAME, BaseAnswers, Contrast, LayerChoice, StudyRecord, StudyRun
 
 __all__ = [
     "BENCH_NAME",
@@ -36,6 +36,7 @@ __all__ = [
     "MAX_ROUTES",
     "RESULTS_NAME",
     "STUDY_NAME",
+    "BaseAnswers",
     "BenchCase",
     "BenchRecord",
     "BudgetCheck",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
+from routing_experts.records.results import RouteCount
 
 STUDY_NAME = "study.json"
 
@@ -26,6 +27,12 @@ class StudyRun(Entry):
         varied_layers: the share of layers that between 5 % and 95 % of the questions skip.
         training_seconds: of this run alone.
         question_seed, calibration_questions: what it was asked and calibrated with; None in older records.
+        task_layer_skip_rates: of each decoder layer, by task.
+        routes: the commonest ones.
+        layers_run: a character a question, the number of layers that it ran, "a" for 10 and so on; empty where all
+            questions ran as many.
+        settings: of the recipe that trained it, as far as they are not the defaults, by dotted path.
+        made: date, commit and processor.
     """
 
     arm: str
@@ -45,6 +52,11 @@ class StudyRun(Entry):
     steps: Positive
     question_seed: Count | None = None
     calibration_questions: Count | None = None
+    task_layer_skip_rates: dict[str, list[Share]] = field(default_factory=dict)
+    routes: list[RouteCount] = field(default_factory=list)
+    layers_run: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""
@@ -75,6 +87,25 @@ class LayerChoice(Entry):
 
 
 @dataclass(frozen=True)
+class BaseAnswers(Entry):
+    """What the base model, not trained further, says to the held-out questions.
+
+    Attributes:
+        right: a character a question, "1" for a right answer.
+        tasks, task_of: the tasks, and a character a question that counts into them, "a" for 10 and so on.
+        tenth_of: a character a question, from "0" for the tenth of lowest loss on the right answer to "9".
+        question_seed: of the questions.
+    """
+
+    accuracy: Share
+    right: str
+    tasks: list[str]
+    task_of: str
+    tenth_of: str
+    question_seed: Count
+
+
+@dataclass(frozen=True)
 class Contrast(Entry):
     """Accuracy of ``first`` minus ``second`` at a skip rate, over seeds, with the paired 95 % interval."""
 
@@ -94,6 +125,7 @@ class StudyRecord(Entry):
 
     Attributes:
         untrained: by skip rate, the base's accuracy without so many layers, chosen to harm least, and no training.
+        base, layers: what the base says and which layers fixed controls drop; None in older records.
     """
 
     name: str
@@ -105,6 +137,8 @@ class StudyRecord(Entry):
     contrasts: list[Contrast]
     environment: dict[str, Any]
     untrained: dict[str, Share] = field(default_factory=dict)
+    base: BaseAnswers | None = None
+    layers: LayerChoice | None = None
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""

@@ -1,55 +1,39 @@
-"""One run of a study: its recipe completed, trained, calibrated and asked; and the study's record from all of them.
+"""The runs of a study: each one's recipe completed, trained, calibrated and asked; what all share is made once.
 
-Every run leaves ``run.json`` of its training and ``study_run.json`` of its evaluation in a folder of its own, so that a
-study that was cut short goes on where it stopped.
+A run that was asked leaves ``study_run.json`` in a folder of its own, so that a study that was cut short goes on where
+it stopped; runs that a record holds already are not repeated either, though nothing else is left of them.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from routing_experts.cli.common import progress_bar
-from routing_experts.cli.layer_choice import layer_choice
 from routing_experts.data.digits import DIGITS
 from routing_experts.errors import ConfigError
 from routing_experts.evaluation.calibration import RateMeter, calibration, with_bias
 from routing_experts.evaluation.controls import most_skipped, random_routes
-from routing_experts.evaluation.evaluate import ask, information
-from routing_experts.evaluation.paired import paired_difference, varied_share
-from routing_experts.evaluation.questions import digits_questions
+from routing_experts.evaluation.evaluate import ask
+from routing_experts.evaluation.pruning import TokenPruner, image_shares, share_for
+from routing_experts.evaluation.questions import Question, digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
-from routing_experts.records import Contrast, LayerChoice, StudyRecord, StudyRun, environment, read_log
-from routing_experts.training.folder import RunFolder
-from routing_experts.training.recipe import Recipe, load_recipe, recipe_values
+from routing_experts.records import BaseAnswers, LayerChoice, StudyRecord, StudyRun, load_json, save_json
+from routing_experts.studies.base import base_answers
+from routing_experts.studies.jobs import Job
+from routing_experts.studies.layers import layer_choice
+from routing_experts.studies.outcome import outcome, settings_of
+from routing_experts.studies.plan import DEPENDENT, STATIC_CONTROLS, Arm, Study
+from routing_experts.training.recipe import Recipe, load_recipe
 from routing_experts.training.run import Trained, train
-from routing_experts.training.study import STATIC_CONTROLS, Study
 
 RUN_RECORD = "study_run.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """An arm at a rate with a seed."""
-
-    arm: str
-    rate: float
-    seed: int
-
-    def folder(self, output: Path) -> Path:
-        """Where the run lies."""
-        return output / f"{self.arm}-{100 * self.rate:.4g}" / f"seed-{self.seed}"
-
-
-def jobs_of(study: Study) -> list[Job]:
-    """All runs, a seed after the other, routed arms before the controls that look at them."""
-    order = sorted(study.arms, key=lambda name: study.arms[name].control == "most_skipped")
-    return [
-        Job(name, rate, seed) for seed in study.seeds for name in order for rate in study.rates_of(study.arms[name])
-    ]
+BASE_RECORD = "base.json"
+LAYERS_RECORD = "layers.json"
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class Contest:
@@ -59,107 +43,178 @@ class Contest:
         study: the plan.
         output: the study's folder.
         console: where progress is shown.
+        bar: a progress bar of a title and a total.
+        known: an earlier record of the same plan: its runs are not repeated.
     """
 
-    def __init__(self, study: Study, output: Path, console: Console) -> None:
-        self.study, self.output, self.console = study, output, console
-        plan = load_recipe(study.recipe, study.set)
-        if plan.data.source != DIGITS:
+    def __init__(
+        self, study: Study, output: Path, console: Console, bar: Bar, known: StudyRecord | None = None
+    ) -> None:
+        self.study, self.output, self.console, self.bar = study, output, console, bar
+        self.plan = load_recipe(study.recipe, study.set)
+        if self.plan.data.source != DIGITS:
             raise ConfigError(
-                f"recipe {study.recipe}: data.source is {plan.data.source!r}, but a study asks questions on the "
+                f"recipe {study.recipe}: data.source is {self.plan.data.source!r}, but a study asks questions on the "
                 "digits, whose answers it can check. Give a recipe on the digits."
             )
-        self.base, self.processor = load_base(plan.model), load_processor(plan.model)
-        self.num_layers: int = self.base.config.get_text_config(decoder=True).num_hidden_layers
-        self.routable = plan.roe.layers_to_route(self.num_layers)
-        self.questions = digits_questions(study.questions, study.question_seed)
-        self.training_questions = digits_questions(study.calibration_questions, plan.data.digits.seed, split="train")
+        self._record = known
+        self._known = {Job(run.arm, run.wanted, run.seed): run for run in (known.runs if known else ())}
+        self._checked: dict[Job, StudyRun] = {}
 
     def run(self, job: Job) -> StudyRun:
         """Trains and asks one contender, or reads what an earlier call left of it."""
+        if (found := self.found(job)) is not None:
+            return found
         folder = job.folder(self.output)
-        record = folder / RUN_RECORD
-        if record.is_file():
-            return self._done(job, StudyRun.load(record))
-        recipe = self._recipe(job, folder)
-        trained = train(recipe, self.console)
-        run = self._ask(job, recipe, trained)
-        run.save(record)
+        self.console.print(f"[bold]{job.arm}[/] at {job.rate:.1%}, seed {job.seed}")
+        if self.study.arms[job.arm].control == "pruning":
+            run = self._prune(job)
+        else:
+            recipe = self.recipe(job)
+            run = self._ask(job, recipe, train(recipe, self.console))
+        run.save(folder / RUN_RECORD)
         return run
 
-    def _done(self, job: Job, run: StudyRun) -> StudyRun:
-        """A run that was asked already, if it is one of this plan."""
-        folder = job.folder(self.output)
+    def found(self, job: Job) -> StudyRun | None:
+        """A run that was asked already.
+
+        Raises:
+            ConfigError: if it was trained or asked by another plan.
+        """
+        if job not in self._checked:
+            path = job.folder(self.output) / RUN_RECORD
+            run = StudyRun.load(path) if path.is_file() else self._known.get(job)
+            if run is None:
+                return None
+            self._check(job, run, path if path.is_file() else None)
+            self._checked[job] = run
+        return self._checked[job]
+
+    def _check(self, job: Job, run: StudyRun, path: Path | None) -> None:
+        """Raises ``ConfigError`` if a run is not one of this plan."""
+        where = str(path) if path else f"the record's {job.name}"
+        remedy = "Remove it to run it anew, or give another folder (--output)." if path else "Give another record."
         dropped = [layer for layer, rate in enumerate(run.layer_skip_rates) if rate == 1]
-        planned = self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, dropped)
-        RunFolder(folder).check_recipe(recipe_values(planned))
-        for name, there in (
-            ("questions", len(run.right)),
-            ("question_seed", run.question_seed),
-            ("calibration_questions", run.calibration_questions),
+        wanted = settings_of(self._recipe(job, dropped))
+        for name in sorted(wanted.keys() | run.settings.keys()) if run.settings else ():  # older records have none
+            there, asked = run.settings.get(name), wanted.get(name)
+            if there != asked:
+                raise ConfigError(f"{where} was trained with {name} {there}, the study asks for {asked}. {remedy}")
+        for name, asked in (
+            ("questions", self.study.questions),
+            ("question_seed", self.study.question_seed),
+            ("calibration_questions", self.study.calibration_questions),
         ):
-            if there is not None and there != getattr(self.study, name):
-                raise ConfigError(
-                    f"{folder / RUN_RECORD} was asked with {name} {there}, the study has {getattr(self.study, name)}. "
-                    "Remove that file to ask the run anew, or give another folder (--output)."
-                )
-        return run
+            there = len(run.right) if name == "questions" else getattr(run, name)
+            if there is not None and there != asked:
+                raise ConfigError(f"{where} was asked with {name} {there}, the study has {asked}. {remedy}")
 
-    def is_done(self, job: Job) -> bool:
-        """Whether a run was asked already."""
-        return (job.folder(self.output) / RUN_RECORD).is_file()
+    @cached_property
+    def base(self) -> Any:
+        """The base model."""
+        return load_base(self.plan.model)
 
-    def record(self, name: str, runs: list[StudyRun], base: Evaluation) -> StudyRecord:
-        """The study's record: all runs, and every arm against the reference at each rate."""
-        study = self.study
-        return StudyRecord(
-            name=name,
-            plan=asdict(study),
-            base_accuracy=base.accuracy,
-            questions=study.questions,
-            question_seed=study.question_seed,
-            runs=runs,
-            contrasts=contrasts(study, runs),
-            environment=environment(),
-            untrained=self.choice.untrained,
-        )
+    @cached_property
+    def processor(self) -> Any:
+        """The base model's."""
+        return load_processor(self.plan.model)
 
-    def ask_base(self) -> Evaluation:
-        """The base model on the held-out questions."""
-        with progress_bar(self.console, "base", len(self.questions)) as advance:
-            return ask(self.base, self.processor, self.questions, advance=advance)
+    @cached_property
+    def num_layers(self) -> int:
+        """L."""
+        return int(self.base.config.get_text_config(decoder=True).num_hidden_layers)
 
-    def _recipe(self, job: Job, folder: Path) -> Recipe:
-        arm, layers = self.study.arms[job.arm], []
-        count = round(job.rate * self.num_layers)
-        if arm.control in STATIC_CONTROLS and count == 0:
-            raise ConfigError(f"rate {job.rate} of {self.num_layers} layers is less than half a layer. Raise it.")
-        if arm.control == "most_skipped":
-            source = self.run(Job(arm.of, job.rate, job.seed))
-            layers = most_skipped(source.layer_skip_rates, self.routable)[:count]
-        if arm.control == "least_important":
-            layers = self.choice.by_importance[:count]
-        if arm.control == "least_harmful":
-            layers = self.choice.by_harm[:count]
-        return self.study.arm_recipe(job.arm, job.rate, job.seed, folder, self.num_layers, layers)
+    @property
+    def routable(self) -> tuple[int, ...]:
+        """The layers that may be skipped."""
+        return self.plan.roe.layers_to_route(self.num_layers)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """Held out; the same for every run."""
+        return digits_questions(self.study.questions, self.study.question_seed)
+
+    @cached_property
+    def training_questions(self) -> list[Question]:
+        """Of the training data: biases, layers and shares are chosen on these."""
+        return digits_questions(self.study.calibration_questions, self.plan.data.digits.seed, split="train")
 
     @cached_property
     def choice(self) -> LayerChoice:
         """The layers that fixed controls drop: the same for every seed."""
-        asked = (self.training_questions, self.questions)
-        return layer_choice(self.study, self.output, self.base, self.processor, *asked, self.routable)
+        path = self.output / LAYERS_RECORD
+        found = load_json(path, LayerChoice.from_dict) if path.is_file() else self._record and self._record.layers
+        asked = (self.study.calibration_questions, self.study.questions)
+        rates = {str(rate) for rate in self.study.rates}
+        if found and (found.training_questions, found.questions) == asked and set(found.untrained) == rates:
+            return found
+        choice = layer_choice(
+            self.base, self.processor, self.training_questions, self.questions, self.study.rates, self.routable
+        )
+        self.output.mkdir(parents=True, exist_ok=True)
+        save_json(path, choice.to_dict())
+        return choice
+
+    @cached_property
+    def answers_of_base(self) -> BaseAnswers:
+        """What the base model says to the held-out questions, and how hard it finds them."""
+        path = self.output / BASE_RECORD
+        known = load_json(path, BaseAnswers.from_dict) if path.is_file() else self._record and self._record.base
+        if known and (len(known.right), known.question_seed) == (self.study.questions, self.study.question_seed):
+            return known
+        with self.bar("base", len(self.questions)) as advance:
+            found = base_answers(self.base, self.processor, self.questions, self.study.question_seed, advance)
+        self.output.mkdir(parents=True, exist_ok=True)
+        save_json(path, found.to_dict())
+        return found
+
+    def recipe(self, job: Job) -> Recipe:
+        """What trains a run, its fixed layers chosen."""
+        return self._recipe(job, self._layers(job))
+
+    def _recipe(self, job: Job, layers: Sequence[int]) -> Recipe:
+        arm = self.study.arms[job.arm]
+        trained = _source(arm, job) if arm.control == "pruning" else job
+        folder = trained.folder(self.output)
+        return self.study.arm_recipe(trained.arm, trained.rate, job.seed, folder, self.num_layers, layers)
+
+    def _layers(self, job: Job) -> list[int]:
+        """The layers that a static control drops."""
+        arm = self.study.arms[job.arm]
+        if arm.control not in STATIC_CONTROLS:
+            return []
+        count = round(job.rate * self.num_layers)
+        if count == 0:
+            raise ConfigError(f"rate {job.rate} of {self.num_layers} layers is less than half a layer. Raise it.")
+        if arm.control == "most_skipped":
+            return most_skipped(self.run(_source(arm, job)).layer_skip_rates, self.routable)[:count]
+        if arm.control == "early_exit":
+            return list(range(self.num_layers - count, self.num_layers))
+        return (self.choice.by_importance if arm.control == "least_important" else self.choice.by_harm)[:count]
 
     def _ask(self, job: Job, recipe: Recipe, trained: Trained) -> StudyRun:
         control = self.study.arms[job.arm].control
-        raw_rate, bias, routes = None, None, None
+        calibrated, routes = None, None
         if control == "none":
             with self.console.status("calibrating …"):
-                raw_rate, bias = self._calibrate(trained, job.rate)
+                calibrated = self._calibrate(trained, job.rate)
         if control == "random":
             routes = random_routes(self.routable, job.rate, len(self.questions), self.num_layers, job.seed)
-        with progress_bar(self.console, f"{job.arm} {job.rate:.0%}", len(self.questions)) as advance:
-            asked = ask(trained.model, self.processor, self.questions, routes=routes, advance=advance)
-        return study_run(self.study, job, asked, recipe, raw_rate, bias)
+        return outcome(self.study, job, self._asked(job, trained.model, routes=routes), recipe, calibrated)
+
+    def _asked(self, job: Job, model: Any, **settings: Any) -> Evaluation:
+        with self.bar(f"{job.arm} {job.rate:.0%}", len(self.questions)) as advance:
+            return ask(model, self.processor, self.questions, advance=advance, **settings)
+
+    def _prune(self, job: Job) -> StudyRun:
+        """A dense arm's model with fewer picture tokens; it is trained now if it is not there."""
+        recipe = self.recipe(job)
+        self.run(_source(self.study.arms[job.arm], job))
+        model = train(recipe, self.console).model
+        share = share_for(job.rate, image_shares(model, self.processor, self.training_questions), self.num_layers)
+        with TokenPruner(model, share).pruned() as pruner:
+            asked = self._asked(job, model)
+        return outcome(self.study, job, asked, recipe, None, pruner.left_out)
 
     def _calibrate(self, trained: Trained, rate: float) -> tuple[float, float]:
         """The rate without a bias and the bias for the wanted one, which the model's folder then holds."""
@@ -168,68 +223,7 @@ class Contest:
         return found.raw_skip_rate, found.keep_bias
 
 
-def study_run(
-    study: Study,
-    job: Job,
-    asked: Evaluation,
-    recipe: Recipe,
-    raw_rate: float | None,
-    bias: float | None,
-) -> StudyRun:
-    """An evaluation as a study holds it."""
-    by_task = asked.by_task()
-    return StudyRun(
-        arm=job.arm,
-        seed=job.seed,
-        wanted=job.rate,
-        accuracy=asked.accuracy,
-        skip_rate=asked.skip_rate,
-        raw_skip_rate=raw_rate,
-        keep_bias=bias,
-        right="".join("1" if right else "0" for right in asked.right),
-        layer_skip_rates=asked.layer_skip_rates,
-        task_accuracy={task: part.accuracy for task, part in by_task.items()},
-        task_skip_rate={task: part.skip_rate for task, part in by_task.items()},
-        route_information=information(asked),
-        varied_layers=varied_share(asked.layer_skip_rates),
-        training_seconds=_training_seconds(recipe),
-        steps=recipe.training.steps,
-        question_seed=study.question_seed,
-        calibration_questions=study.calibration_questions,
-    )
-
-
-def contrasts(study: Study, runs: list[StudyRun]) -> list[Contrast]:
-    """The reference minus every other arm, where both were run at the same rate with the same seeds."""
-    found = []
-    for name in study.arms:
-        for rate in study.rates:
-            first = {run.seed: run for run in runs if (run.arm, run.wanted) == (study.reference, rate)}
-            at = 0.0 if study.arms[name].control == "dense" else rate
-            second = {run.seed: run for run in runs if (run.arm, run.wanted) == (name, at)}
-            seeds = sorted(set(first) & set(second))
-            if name != study.reference and seeds:
-                pairs = [np.stack([_bits(runs_of[seed]) for seed in seeds]) for runs_of in (first, second)]
-                difference = paired_difference(*pairs)
-                by_seed = (pairs[0].mean(1) - pairs[1].mean(1)).tolist()
-                found.append(
-                    Contrast(
-                        first=study.reference,
-                        second=name,
-                        wanted=rate,
-                        seeds=seeds,
-                        difference=difference.mean,
-                        low=difference.low,
-                        high=difference.high,
-                        by_seed=by_seed,
-                    )
-                )
-    return found
-
-
-def _bits(run: StudyRun) -> np.ndarray:
-    return np.array([mark == "1" for mark in run.right], dtype=float)
-
-
-def _training_seconds(recipe: Recipe) -> float:
-    return read_log(RunFolder(recipe.output).log)[-1].seconds
+def _source(arm: Arm, job: Job) -> Job:
+    """The run that a dependent arm's run looks at."""
+    assert arm.control in DEPENDENT
+    return Job(arm.of, 0.0 if arm.control == "pruning" else job.rate, job.seed)

@@ -1,7 +1,6 @@
 """Which layers a study's fixed controls drop, and what dropping them costs untrained; measured once a study."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,45 +12,34 @@ from routing_experts.evaluation.importance import layer_importance, least_harmfu
 from routing_experts.evaluation.questions import Question
 from routing_experts.models.load import load_base
 from routing_experts.models.options import RoutingOptions
-from routing_experts.records import LayerChoice, load_json, save_json
-from routing_experts.training.study import Study
+from routing_experts.records import LayerChoice
 
-LAYERS_NAME = "layers.json"
 TRIAL_QUESTIONS = 300  # of each trial of a layer left out
 
 
 def layer_choice(
-    study: Study,
-    folder: Path,
     base: Any,
     processor: Any,
     training_questions: Sequence[Question],
     questions: Sequence[Question],
+    rates: Sequence[float],
     routable: Sequence[int],
 ) -> LayerChoice:
-    """Reads the study's choice of layers, or makes and writes it.
+    """Makes a study's choice of layers.
 
     Args:
-        study: the plan.
-        folder: of the study.
         base: the base model, and what it is asked with.
         processor: the base's.
         training_questions: the choice is made on these.
         questions: held out; the cost of dropping is measured on these.
+        rates: shares of all decoder layers.
         routable: the layers that may go.
     """
-    path = folder / LAYERS_NAME
-    asked: dict[str, Any] = {"training_questions": len(training_questions), "questions": len(questions)}
-    if path.is_file():
-        found = load_json(path, LayerChoice.from_dict)
-        same = {name: getattr(found, name) for name in asked} == asked
-        if same and set(found.untrained) == {str(rate) for rate in study.rates}:
-            return found
     num_layers: int = base.config.get_text_config(decoder=True).num_hidden_layers
     by_importance = least_important(layer_importance(base, processor, training_questions), routable)
     identity = RoEConfig(routed_layers=tuple(routable), adapter_init="zero")
     dropping = convert(load_base(base.name_or_path), identity, processor)
-    counts = {rate: round(rate * num_layers) for rate in study.rates}
+    counts = {rate: round(rate * num_layers) for rate in rates}
     few = training_questions[:TRIAL_QUESTIONS]
     by_harm = least_harmful(dropping, processor, few, max(counts.values()), routable)
     untrained = {}
@@ -59,7 +47,10 @@ def layer_choice(
         route = torch.ones(num_layers, dtype=torch.bool)
         route[by_harm[:count]] = False
         untrained[str(rate)] = ask(dropping, processor, questions, options=RoutingOptions(route=route)).accuracy
-    choice = LayerChoice(by_importance=by_importance, by_harm=by_harm, untrained=untrained, **asked)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_json(path, choice.to_dict())
-    return choice
+    return LayerChoice(
+        by_importance=by_importance,
+        by_harm=by_harm,
+        untrained=untrained,
+        training_questions=len(training_questions),
+        questions=len(questions),
+    )

@@ -1,5 +1,6 @@
 """What a study keeps of one run: every answer, how routes went, and by which settings it was trained."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from routing_experts.records import StudyRun, environment, read_log
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.plan import Study
 from routing_experts.training.folder import RunFolder
-from routing_experts.training.recipe import Recipe, recipe_values
+from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a character a count
 UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps")  # nothing that tells arms apart
@@ -18,13 +19,8 @@ UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_ste
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """A recipe's settings that are not the defaults, by dotted path; plain values."""
-    defaults = _flat(recipe_values(Recipe(model="", output="", data=recipe.data)))
-    named = _flat(recipe_values(recipe))
-    return {
-        path: value
-        for path, value in named.items()
-        if path not in UNTOLD and (path.startswith("data.") or value != defaults.get(path, value))
-    }
+    defaults, named = (_plain(one) for one in (Recipe(model="", output="", data=DataSettings(records=1)), recipe))
+    return {path: value for path, value in named.items() if path not in UNTOLD and value != defaults.get(path)}
 
 
 def outcome(
@@ -77,6 +73,11 @@ def outcome(
 
 def _rounded(rates: Sequence[float]) -> list[float]:
     return [round(rate, 4) for rate in rates]
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """As JSON would hold it, by dotted path."""
+    return _flat(json.loads(json.dumps(recipe_values(recipe))))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

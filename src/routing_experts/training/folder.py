@@ -37,6 +37,7 @@ HARMLESS = (
 )
 
 CONTENTS = "contents of data.source"
+AS_BEFORE = {"roe.router_input": "routing_tokens"}
 # What a run may be mended by on its way, if that is said; anything of its data as well.
 MENDABLE = (CONTENTS, "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")
 
@@ -286,8 +287,8 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, str
     if isinstance(old, dict) and isinstance(new, dict):
         prefix = f"{where}." if where else ""
         for name in sorted(set(old) | set(new)):
-            # A setting that came with a later version, and is off, changes nothing.
-            if name in old or new[name]:
+            # A setting that came with a later version, and says what was always done, changes nothing.
+            if name in old or (new[name] and AS_BEFORE.get(prefix + name) != new[name]):
                 yield from _differences(old.get(name), new.get(name), prefix + name)
     elif old != new:
         yield where, f"{_short(old)} there, {_short(new)} asked for"
