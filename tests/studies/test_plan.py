@@ -67,13 +67,18 @@ def test_a_dense_arm_has_no_rate_and_others_may_have_fewer():
     assert study.rates_of(study.arms["routed"]) == (0.25, 0.3333)
 
 
+def test_fixed_layers_may_have_rates_of_their_own_and_look_at_the_nearest():
+    study = plan(rates=[0.1, 0.3], arms={"routed": {}, "s": {"control": "most_skipped", "rates": [0.0833, 0.2, 0.25]}})
+    arm = study.arms["s"]
+    assert [study.source_rate(arm, rate) for rate in study.rates_of(arm)] == [0.1, 0.3, 0.3]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"reference": "best"}, "reference 'best' is no arm"),
         ({"arms": {"routed": {"control": "clever"}}}, "control 'clever'"),
         ({"arms": {"routed": {}, "s": {"control": "most_skipped", "of": "r"}}}, "takes its layers from 'r'"),
-        ({"arms": {"routed": {"rates": [0.25]}, "s": {"control": "most_skipped"}}}, r"needs arm routed at \[0.3333\]"),
         (
             {"arms": {"routed": {}, "s": {"control": "most_skipped", "of": "d"}, "d": {"control": "dense"}}},
             "no routed arm",

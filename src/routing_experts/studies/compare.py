@@ -30,36 +30,50 @@ def study_record(name: str, contest: Contest, runs: Sequence[StudyRun]) -> Study
 
 
 def contrasts(study: Study, runs: Sequence[StudyRun]) -> list[Contrast]:
-    """The reference minus every other arm, where both were run at the same rate with the same seeds."""
+    """The reference minus every other arm at each of the study's rates, for the seeds that both were run with."""
     found = []
     for name in study.arms:
         for rate in study.rates:
-            first = {run.seed: run for run in runs if (run.arm, run.wanted) == (study.reference, rate)}
-            at = 0.0 if study.arms[name].control == "dense" else rate
-            second = {run.seed: run for run in runs if (run.arm, run.wanted) == (name, at)}
-            seeds = sorted(set(first) & set(second))
+            sides = [rights_at(study, runs, arm, rate) for arm in (study.reference, name)]
+            seeds = sorted(set(sides[0]) & set(sides[1]))
             if name != study.reference and seeds:
+                first_SN, second_SN = (np.stack([side[seed] for seed in seeds]) for side in sides)
+                difference = paired_difference(first_SN, second_SN)
                 found.append(
-                    _contrast(study.reference, name, rate, [first[s] for s in seeds], [second[s] for s in seeds])
+                    Contrast(
+                        first=study.reference,
+                        second=name,
+                        wanted=rate,
+                        seeds=seeds,
+                        difference=difference.mean,
+                        low=difference.low,
+                        high=difference.high,
+                        by_seed=(first_SN.mean(1) - second_SN.mean(1)).tolist(),
+                    )
                 )
     return found
 
 
-def _contrast(
-    reference: str, name: str, rate: float, first: Sequence[StudyRun], second: Sequence[StudyRun]
-) -> Contrast:
-    pairs = [np.stack([_bits(run) for run in runs]) for runs in (first, second)]
-    difference = paired_difference(*pairs)
-    return Contrast(
-        first=reference,
-        second=name,
-        wanted=rate,
-        seeds=[run.seed for run in first],
-        difference=difference.mean,
-        low=difference.low,
-        high=difference.high,
-        by_seed=(pairs[0].mean(1) - pairs[1].mean(1)).tolist(),
-    )
+def rights_at(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> dict[int, np.ndarray]:
+    """By seed, how often an arm at a rate is right on each question [N].
+
+    A control that drops whole layers may have been run at the rates below and above alone. Drawing one of its two
+    models for each question, so often that the mean rate is the wanted one, is right as often as the two on average.
+    """
+    if study.arms[arm].control == "dense":
+        rate = 0.0
+    of_arm = {(run.wanted, run.seed): _bits(run) for run in runs if run.arm == arm}
+    rates = study.rates_of(study.arms[arm])
+    below = max((there for there in rates if there <= rate), default=None)
+    above = min((there for there in rates if there >= rate), default=None)
+    if below is None or above is None:
+        return {}
+    share = 0.0 if above == below else (rate - below) / (above - below)
+    return {
+        seed: (1 - share) * of_arm[below, seed] + share * of_arm[above, seed]
+        for seed in study.seeds
+        if (below, seed) in of_arm and (above, seed) in of_arm
+    }
 
 
 def _bits(run: StudyRun) -> np.ndarray:

@@ -26,7 +26,7 @@ from routing_experts.studies.base import base_answers
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.layers import layer_choice
 from routing_experts.studies.outcome import outcome, settings_of
-from routing_experts.studies.plan import DEPENDENT, STATIC_CONTROLS, Arm, Study
+from routing_experts.studies.plan import DEPENDENT, STATIC_CONTROLS, Study
 from routing_experts.training.recipe import Recipe, load_recipe
 from routing_experts.training.run import Trained, train
 
@@ -174,7 +174,7 @@ class Contest:
 
     def _recipe(self, job: Job, layers: Sequence[int]) -> Recipe:
         arm = self.study.arms[job.arm]
-        trained = _source(arm, job) if arm.control == "pruning" else job
+        trained = self._source(job) if arm.control == "pruning" else job
         folder = trained.folder(self.output)
         return self.study.arm_recipe(trained.arm, trained.rate, job.seed, folder, self.num_layers, layers)
 
@@ -187,10 +187,16 @@ class Contest:
         if count == 0:
             raise ConfigError(f"rate {job.rate} of {self.num_layers} layers is less than half a layer. Raise it.")
         if arm.control == "most_skipped":
-            return most_skipped(self.run(_source(arm, job)).layer_skip_rates, self.routable)[:count]
+            return most_skipped(self.run(self._source(job)).layer_skip_rates, self.routable)[:count]
         if arm.control == "early_exit":
             return list(range(self.num_layers - count, self.num_layers))
         return (self.choice.by_importance if arm.control == "least_important" else self.choice.by_harm)[:count]
+
+    def _source(self, job: Job) -> Job:
+        """The run that a dependent arm's run looks at."""
+        arm = self.study.arms[job.arm]
+        assert arm.control in DEPENDENT
+        return Job(arm.of, self.study.source_rate(arm, job.rate), job.seed)
 
     def _ask(self, job: Job, recipe: Recipe, trained: Trained) -> StudyRun:
         control = self.study.arms[job.arm].control
@@ -209,7 +215,7 @@ class Contest:
     def _prune(self, job: Job) -> StudyRun:
         """A dense arm's model with fewer picture tokens; it is trained now if it is not there."""
         recipe = self.recipe(job)
-        self.run(_source(self.study.arms[job.arm], job))
+        self.run(self._source(job))
         model = train(recipe, self.console).model
         share = share_for(job.rate, image_shares(model, self.processor, self.training_questions), self.num_layers)
         with TokenPruner(model, share).pruned() as pruner:
@@ -221,9 +227,3 @@ class Contest:
         found = calibration(RateMeter(trained.model, self.processor, self.training_questions), None, rate)
         with_bias(trained.model, found.keep_bias).roe_config.save(trained.folder)
         return found.raw_skip_rate, found.keep_bias
-
-
-def _source(arm: Arm, job: Job) -> Job:
-    """The run that a dependent arm's run looks at."""
-    assert arm.control in DEPENDENT
-    return Job(arm.of, 0.0 if arm.control == "pruning" else job.rate, job.seed)

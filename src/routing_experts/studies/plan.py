@@ -31,7 +31,8 @@ class Arm:
             ones; "random" draws routes; "pruning" runs all layers of a dense arm's model on fewer picture tokens.
         of: the arm that "most_skipped" takes its layers from, or "pruning" its model.
         set: settings by dotted path, laid over the study's.
-        rates: which of the study's skip rates; all by default.
+        rates: which of the study's skip rates; all by default. A control that drops whole layers may have rates of its
+            own: where the study's lie between two of them, it is compared as a mixture of both.
         about: what it is, for the table.
     """
 
@@ -79,27 +80,26 @@ class Study:
             if arm.control in SOURCES:
                 self._check_source(name, arm)
             strange = [rate for rate in arm.rates or () if rate not in self.rates]
-            if strange:
+            if strange and arm.control not in STATIC_CONTROLS:
                 raise ConfigError(f"arm {name} has rates {strange} that the study lacks. Name some of {self.rates}.")
         if self.reference not in self.arms:
             raise ConfigError(f"reference {self.reference!r} is no arm: name one of {', '.join(self.arms)}.")
 
     def _check_source(self, name: str, arm: Arm) -> None:
-        """The arm that a control looks at must be of the right kind, and run at all its rates."""
+        """The arm that a control looks at must be of the right kind."""
         source = self.arms.get(arm.of)
         kind, word = SOURCES[arm.control]
         taken = "layers" if kind == "none" else "model"
         if source is None or source.control != kind:
             raise ConfigError(f"arm {name} takes its {taken} from {arm.of!r}, which is no {word} arm. Name one (of).")
-        lacking = sorted(set(self.rates_of(arm)) - set(self.rates_of(source))) if kind == "none" else []
-        if lacking:
-            raise ConfigError(
-                f"arm {name} needs arm {arm.of} at {lacking}, where that is not run. Give both the same rates."
-            )
 
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
         """The skip rates at which an arm is trained; a dense one has none, which counts as one run at 0."""
         return (0.0,) if arm.control == "dense" else arm.rates or self.rates
+
+    def source_rate(self, arm: Arm, rate: float) -> float:
+        """The rate at which a dependent arm looks at its source: the nearest, and of two the higher."""
+        return min(self.rates_of(self.arms[arm.of]), key=lambda there: (abs(there - rate), -there))
 
     def arm_recipe(
         self, name: str, rate: float, seed: int, output: Path, num_layers: int, layers: Sequence[int] = ()
