@@ -48,5 +48,9 @@ class MissingExtraError(RoutingExpertsError):
     """A feature was asked for whose optional package is not installed."""
 
 
+class EvaluationError(RoutingExpertsError):
+    """An evaluation cannot be run, or a sample of it could not be answered; what was answered is kept."""
+
+
 class ReportError(RoutingExpertsError):
     """A run's records are missing or cannot be drawn."""

@@ -29,9 +29,10 @@ def test_a_static_model_skips_its_layers_for_everyone_trained_and_asked(tmp_path
     expected = [float(layer in (3, 7)) for layer in range(12)]
     assert [line.layer_skip_rates for line in log(tmp_path)] == [expected] * 3
     loaded = from_pretrained(trained.folder)
-    _, route = answer_batch(loaded, trained.processor, batch, max_new_tokens=1)
+    route = answer_batch(loaded, trained.processor, batch, max_new_tokens=1).routes
     assert (~route).float().mean(0).tolist() == expected
-    _, kept = answer_batch(loaded, trained.processor, batch, RoutingOptions(keep_bias=float("inf")), max_new_tokens=1)
+    all_kept = RoutingOptions(keep_bias=float("inf"))
+    kept = answer_batch(loaded, trained.processor, batch, all_kept, max_new_tokens=1).routes
     assert bool(kept.all())
 
 
@@ -54,7 +55,8 @@ def test_a_random_model_draws_in_every_stage_and_must_be_given_routes(tmp_path, 
         answer_batch(trained.model, trained.processor, batch, max_new_tokens=1)
     route = torch.ones(12, dtype=torch.bool)
     route[4] = False
-    _, taken = answer_batch(trained.model, trained.processor, batch, RoutingOptions(route=route), max_new_tokens=1)
+    forced = RoutingOptions(route=route)
+    taken = answer_batch(trained.model, trained.processor, batch, forced, max_new_tokens=1).routes
     assert taken.tolist() == [route.tolist()] * 4
 
 

@@ -18,6 +18,7 @@ from routing_experts.cli import (
     calibrate,
     chat,
     convert,
+    data,
     evaluate,
     export,
     generate,
@@ -51,6 +52,7 @@ app.command("report")(report.report)
 app.command("convert")(convert.convert)
 app.command("import")(import_official.import_checkpoint)
 app.command("export")(export.export)
+app.add_typer(data.app, name="data")
 app.command("families")(convert.families)
 
 

@@ -3,18 +3,21 @@
 Shapes: B requests, T prompt tokens, L decoder layers.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from routing_experts.data.collate import Collator
 from routing_experts.data.encode import Encoder
 from routing_experts.data.records import Record
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import is_routed
+from routing_experts.models.device import synchronize
 from routing_experts.models.options import RoutingOptions, refuse_for_dense
 
 NOT_FOR_GENERATE = ("labels", "segment_ids", "example_keys")
@@ -28,11 +31,17 @@ class Answer:
         id: the record's.
         text: without special tokens.
         route: keep flags of the L layers; all true for a model that does not route.
+        num_tokens: that were generated, the closing one included.
+        seconds_to_first: from the batch's start to its first tokens.
+        decode_seconds: from there to the batch's end.
     """
 
     id: str
     text: str
     route: tuple[bool, ...]
+    num_tokens: int = 0
+    seconds_to_first: float = 0.0
+    decode_seconds: float = 0.0
 
     @property
     def skip_rate(self) -> float:
@@ -59,10 +68,41 @@ def to_model(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     return moved
 
 
+@dataclass(frozen=True)
+class BatchAnswers:
+    """What a batch of B prompts got.
+
+    Attributes:
+        texts: without special tokens.
+        routes: keep flags [B, L], on the host; all true for a model that does not route.
+        num_tokens: that each generated, the closing one included.
+        seconds_to_first, decode_seconds: until the first tokens, and from there to the last.
+    """
+
+    texts: list[str]
+    routes: Tensor
+    num_tokens: list[int]
+    seconds_to_first: float
+    decode_seconds: float
+
+
+class _FirstTokens(LogitsProcessor):
+    """Notes when the first tokens' logits are there, and changes nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.at = device, 0.0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.at:
+            synchronize(self.device)
+            self.at = time.perf_counter()
+        return scores
+
+
 @torch.inference_mode()
 def answer_batch(
     model: Any, processor: Any, batch: dict[str, Tensor], options: RoutingOptions | None = None, **generation: Any
-) -> tuple[list[str], Tensor]:
+) -> BatchAnswers:
     """Generates one batch.
 
     Args:
@@ -72,14 +112,14 @@ def answer_batch(
         options: of a routed model.
         **generation: for ``model.generate``.
 
-    Returns:
-        B texts, and keep flags bool [B, L] on the host.
-
     Raises:
         RouteError: for options that do not fit the model or the batch.
     """
     batch = to_model(batch, model)
-    settings = {"do_sample": False} | generation
+    first = _FirstTokens(model.device)
+    settings = {"do_sample": False, "logits_processor": LogitsProcessorList([first])} | generation
+    synchronize(model.device)
+    started = time.perf_counter()
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     route = torch.ones(len(batch["input_ids"]), num_layers, dtype=torch.bool)
     if is_routed(model):
@@ -90,8 +130,24 @@ def answer_batch(
     else:
         refuse_for_dense(options)
         ids = model.generate(**batch, **settings)
-    texts = processor.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts], route
+    synchronize(model.device)
+    ended = time.perf_counter()
+    new_BT = ids[:, batch["input_ids"].shape[1] :].cpu()
+    texts = processor.tokenizer.batch_decode(new_BT, skip_special_tokens=True)
+    return BatchAnswers(
+        [text.strip() for text in texts],
+        route,
+        _lengths(new_BT, model.generation_config.eos_token_id),
+        first.at - started,
+        ended - first.at,
+    )
+
+
+def _lengths(new_BT: Tensor, closing: int | list[int] | None) -> list[int]:
+    """Of each row's tokens, up to the closing one; what comes behind it is padding."""
+    ends_BT = torch.isin(new_BT, torch.tensor([] if closing is None else closing, dtype=torch.long))
+    before_BT = ends_BT.cumsum(1) - ends_BT.long() == 0
+    return before_BT.sum(1).tolist()
 
 
 def answer(
@@ -125,7 +181,7 @@ def answer(
     for batch in prompt_batches(processor, records, batch_size, prompt_format):
         if routes is not None:
             given = replace(given, route=routes[done : done + batch_size])
-        texts, taken = answer_batch(model, processor, batch, given, **generation)
-        for text, route in zip(texts, taken.tolist(), strict=True):
-            yield Answer(records[done].id, text, tuple(route))
+        got = answer_batch(model, processor, batch, given, **generation)
+        for text, route, count in zip(got.texts, got.routes.tolist(), got.num_tokens, strict=True):
+            yield Answer(records[done].id, text, tuple(route), count, got.seconds_to_first, got.decode_seconds)
             done += 1

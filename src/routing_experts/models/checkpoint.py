@@ -36,18 +36,19 @@ def is_roe_key(name: str) -> bool:
     return any(part in _ROE_PARTS for part in name.split("."))
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: Any, parts: bool = False) -> str:
     """A hash of some values of every base parameter, rounded to bfloat16: the same for a model and its bf16 copy.
 
     It tells fine-tuned bases from one another, which shapes do not; norms alone would not, since LoRA leaves them.
     A quantised model's weights are nobody else's, and an outline has none: an empty fingerprint compares with nothing.
+    With ``parts`` those that routing added count as well.
     """
     parameters = list(model.parameters())
     if all(p.is_meta for p in parameters) or any(not p.dtype.is_floating_point for p in parameters):
         return ""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if not is_roe_key(name):
+        if parts or not is_roe_key(name):
             values = parameter.detach().flatten()
             sample = values[:: max(1, len(values) // _SAMPLES)]
             digest.update(sample.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

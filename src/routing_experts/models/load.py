@@ -12,6 +12,7 @@ from routing_experts.config import CONFIG_NAME, RoEConfig
 from routing_experts.errors import CheckpointError, MissingExtraError
 from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no_pickle, fingerprint, load_parts
 from routing_experts.models.convert import base_model_of, convert
+from routing_experts.models.families import family_of
 from routing_experts.optional import need
 
 VIDEO_PACKAGES = ("torchvision", "num2words")
@@ -58,6 +59,25 @@ def load_processor(name_or_path: str | Path) -> Any:
             "laid out by. Use a multimodal model, or route a text model in Python with convert()."
         )
     return processor
+
+
+def check_processor(model: Any, processor: Any) -> None:
+    """Holds a processor to the model that it comes with.
+
+    Raises:
+        CheckpointError: if it writes tokens that the model does not know, or another one for pictures.
+    """
+    images, known = family_of(model).image_token_ids(model.config), model.get_input_embeddings().num_embeddings
+    if images and processor.image_token_id not in images:
+        raise CheckpointError(
+            f"a {type(processor).__name__} that writes token {processor.image_token_id} for pictures, with a model "
+            f"that reads them at {', '.join(map(str, images))}: it is another model's. Load the model's own processor."
+        )
+    if len(processor.tokenizer) > known:
+        raise CheckpointError(
+            f"a {type(processor).__name__} of {len(processor.tokenizer)} tokens, with a model of {known}: it is "
+            "another model's. Load the model's own processor."
+        )
 
 
 def load_base(name_or_path: str | Path, random_init: bool = False, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ from routing_experts.records.results import (
     TaskResult,
 )
 from routing_experts.records.study import STUDY_NAME, BaseAnswers, Contrast, LayerChoice, StudyRecord, StudyRun
+from routing_experts.records.tasks import TASKS_NAME, SideScore, Spread, TaskScore, TaskScores
 
 __all__ = [
     "BENCH_NAME",
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_ROUTES",
     "RESULTS_NAME",
     "STUDY_NAME",
+    "TASKS_NAME",
     "BaseAnswers",
     "BenchCase",
     "BenchRecord",
@@ -57,14 +59,18 @@ __all__ = [
     "Seconds",
     "Served",
     "Share",
+    "SideScore",
     "Skipping",
     "Speed",
     "SpeedCase",
+    "Spread",
     "Static",
     "StudyRecord",
     "StudyRun",
     "SweepPoint",
     "TaskResult",
+    "TaskScore",
+    "TaskScores",
     "TrainingLog",
     "environment",
     "load_json",

@@ -1,0 +1,208 @@
+"""lmms-eval's tasks, run for one model with all layers and with routes, and what they gave as one record."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from routing_experts.errors import EvaluationError
+from routing_experts.evaluation.lmms.scores import task_scores
+from routing_experts.optional import need
+from routing_experts.records import TaskScores, environment
+
+OWN_TASKS = Path(__file__).parent / "tasks"
+JUDGED = {"mmvet": "roe_mmvet", "mmbench_en_dev": "mmbench_en_dev_static"}  # tasks with a judge, and others without
+LIKELIHOOD_TYPES = ("loglikelihood", "multiple_choice")
+DENSE, ROUTED = "dense", "routed"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A way to ask the model.
+
+    Attributes:
+        name: as records call it.
+        settings: ``ChatModel``'s, beside those that all sides share.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+
+def sides_of(is_routed: bool, skip_ratios: Sequence[float]) -> list[Side]:
+    """A routed folder with all layers, as it is, and at ratios of one's own; a dense one alone."""
+    if not is_routed:
+        return [Side(DENSE, {"dense": True})]
+    others = [Side(f"{ROUTED}, {100 * ratio:g} %", {"skip_ratio": ratio}) for ratio in skip_ratios]
+    return [Side(DENSE, {"skip_ratio": 0.0}), Side(ROUTED, {}), *others]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked.
+
+    Attributes:
+        tasks: names of tasks, groups or tags.
+        include: folders with tasks of one's own.
+        limit: samples a task; None for all.
+        batch_size: samples asked at a time.
+        log: a folder for finished samples.
+        settings: ``ChatModel``'s, shared by all sides.
+    """
+
+    tasks: tuple[str, ...]
+    include: tuple[Path, ...] = ()
+    limit: int | None = None
+    batch_size: int = 1
+    log: Path | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def run_tasks(folder: str, plan: Plan, sides: Sequence[Side]) -> TaskScores:
+    """Runs every task once a side.
+
+    Args:
+        folder: a run's or a model's.
+        plan: which tasks, and how.
+        sides: ways to ask; the first is what the others are held against.
+
+    Raises:
+        EvaluationError: for an unknown task, one whose data is not here, one that needs a judge that is not set up,
+            or a sample that cannot be answered; finished samples are kept.
+        MissingExtraError: without lmms-eval.
+    """
+    need("lmms_eval", "eval", "roe evaluate --tasks")
+    with _quiet():
+        manager = _manager(plan.include)
+        tasks = _known(manager, plan.tasks)
+        for name in tasks:  # before a model is loaded
+            _data_of(manager, name)
+        found = {side.name: [_run(folder, plan, side, manager, name) for name in tasks] for side in sides}
+    scores, num_layers = task_scores(found)
+    return TaskScores(
+        model=Path(folder).name if Path(folder).exists() else folder,
+        batch_size=plan.batch_size,
+        num_layers=num_layers,
+        scores=scores,
+        lmms_eval=version("lmms-eval"),
+        environment=environment(),
+        limit=plan.limit,
+        settings=dict(plan.settings or {}),
+    )
+
+
+def _manager(include: Sequence[Path]) -> Any:
+    from lmms_eval.tasks import TaskManager
+
+    missing = [str(path) for path in include if not path.is_dir()]
+    if missing:
+        raise EvaluationError(f"{', '.join(missing)}: no folder of tasks is there. Check the path (--include).")
+    return TaskManager("ERROR", include_path=[str(OWN_TASKS), *map(str, include)])
+
+
+def _known(manager: Any, names: Sequence[str]) -> list[str]:
+    """The leaf tasks that are meant.
+
+    Raises:
+        EvaluationError: if one is unknown, or needs a judge that is not set up.
+    """
+    tasks: list[str] = []
+    for name in names:
+        if name not in manager.task_index:
+            near = get_close_matches(name, manager.all_tasks, 5, 0.5) or manager.match_tasks([f"*{name}*"])[:5]
+            raise EvaluationError(
+                f"task {name!r}: lmms-eval {version('lmms-eval')} has no such task"
+                + (f"; near it are {', '.join(near)}" if near else "")
+                + ". `lmms-eval tasks` lists all; folders of your own come with --include."
+            )
+        if name in JUDGED and not os.environ.get("OPENAI_API_KEY"):
+            raise EvaluationError(
+                f"task {name!r} is graded by a judge over the network, and OPENAI_API_KEY is not set: its answers "
+                f"would be scored 0. Set the key, or take {JUDGED[name]}, which needs no judge."
+            )
+        tasks.append(name)
+    return tasks
+
+
+def _data_of(manager: Any, name: str) -> None:
+    """Loads a task's data.
+
+    Raises:
+        EvaluationError: if it is not here and cannot be fetched, naming what to download.
+    """
+    from lmms_eval.tasks import get_task_dict
+
+    try:
+        get_task_dict([name], manager, "simple")
+    except Exception as error:  # whatever datasets, the hub or the task's own code raises: it is told, not swallowed
+        cause = _root(error)
+        sets = ", ".join(_datasets_of(manager, name)) or "its data"
+        raise EvaluationError(
+            f"task {name}: its data cannot be loaded ({type(cause).__name__}: {cause}). It needs {sets}. On a machine "
+            f"with a connection run `hf download {sets.split(',')[0]} --repo-type dataset`, or put its files into a "
+            "folder of that name here."
+        ) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was raised first: retries wrap it."""
+    last = getattr(error, "last_attempt", None)
+    return last.exception() or error if last is not None else error
+
+
+def _datasets_of(manager: Any, name: str) -> list[str]:
+    """The datasets that a task, or the tasks of a group, name."""
+    entry = manager.task_index[name]
+    if entry["type"] == "task":
+        found = manager._get_config(name).get("dataset_path")
+        return [found] if found else []
+    inner = entry["task"] if isinstance(entry.get("task"), list) else []
+    return sorted({path for one in inner if isinstance(one, str) for path in _datasets_of(manager, one)})
+
+
+def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str) -> dict[str, Any]:
+    """lmms-eval's own results of one task, with all samples."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import get_task_dict
+
+    from routing_experts.evaluation.lmms.model import ChatModel, SimpleModel
+
+    kinds = {task.OUTPUT_TYPE for task in _leaves(get_task_dict([name], manager, "simple"))}
+    kind = SimpleModel if kinds & set(LIKELIHOOD_TYPES) else ChatModel
+    log = None if plan.log is None else str(plan.log / side.name.replace(", ", "-").replace(" %", ""))
+    settings = {**(plan.settings or {}), **side.settings}
+    model = kind(folder, batch_size=plan.batch_size, log=log, **settings)
+    return simple_evaluate(
+        model=model,
+        tasks=[name],
+        task_manager=manager,
+        limit=plan.limit,
+        batch_size=plan.batch_size,
+        bootstrap_iters=0,
+        log_samples=True,
+        verbosity="ERROR",
+    )
+
+
+def _leaves(tasks: Mapping[Any, Any]) -> Iterator[Any]:
+    for task in tasks.values():
+        if isinstance(task, Mapping):
+            yield from _leaves(task)
+        else:
+            yield task
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lmms-eval's own log stays silent: what fails is raised."""
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    try:
+        yield
+    finally:
+        logger.enable("lmms_eval")

@@ -1,0 +1,1 @@
+"""lmms-eval tasks that ship with the package: found by folder, not imported."""
