@@ -1,6 +1,6 @@
 """What several verbs need: folders of runs, models on their device, progress over questions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,13 @@ def model_folder(folder: str) -> str:
     if not path.exists() and (folder.startswith((".", "/")) or folder.count("/") != 1) and folder != "pocket":
         raise CheckpointError(f"{folder}: there is no such folder. Give a run's or a model's folder, or a hub name.")
     return folder
+
+
+def refuse_beside(what: str, given: Mapping[str, object]) -> None:
+    """Raises ``BadParameter`` for options that were given and would be ignored."""
+    ignored = [name for name, value in given.items() if value]
+    if ignored:
+        raise typer.BadParameter(f"{', '.join(ignored)} with {what}: it would be ignored. Leave one of the two out.")
 
 
 def evaluated_results(folder: str) -> Results | None:

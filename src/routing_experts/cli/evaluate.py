@@ -16,6 +16,20 @@ def evaluate(
     images: Annotated[str | None, typer.Option(help="The folder that the file's image paths start from.")] = None,
     questions: Annotated[int | None, typer.Option(min=1, help="How many (digits: 2000; a file: all).")] = None,
     seed: Annotated[int, typer.Option(help="Of the digits questions and of the random control.")] = 1000,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lmms-eval instead, with commas: gqa,pope,textvqa_val …")
+    ] = None,
+    include: Annotated[
+        list[Path] | None, typer.Option(help="With --tasks: a folder of your own tasks; repeat for several.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: samples a task; all by default.")] = None,
+    skip_ratio: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="With --tasks: also at this share of layers skipped; repeat for several."),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="With --tasks: a folder for finished samples, which are not asked again.")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(help="Where the results go; a run's results.json by default; - for standard output.")
     ] = None,
@@ -26,11 +40,13 @@ def evaluate(
         Path | None, typer.Option(help="Where the questions' routes go, a JSON object a line.")
     ] = None,
 ) -> None:
-    """Evaluate a model: dense, routed, and the controls at the same skip rate.
+    """Evaluate a model: dense, routed, and the controls at the same skip rate; or on lmms-eval's tasks.
 
     Example: roe evaluate runs/digits --data digits --questions 2000 --seed 7 --json results.json
+
+    Example: roe evaluate runs/mine --tasks gqa,pope --batch-size 8 --skip-ratio 0.2
     """
-    from routing_experts.cli.common import model_folder
+    from routing_experts.cli.common import model_folder, refuse_beside
     from routing_experts.cli.judge import judge, judge_dense
     from routing_experts.cli.output import start, write_json
     from routing_experts.errors import RouteError
@@ -43,6 +59,20 @@ def evaluate(
     from routing_experts.training.folder import RunFolder
 
     say, on = start(), pick_device(device)
+    if tasks is not None:
+        from routing_experts.cli.benchmarks import evaluate_tasks
+
+        given = {
+            "--data": data != "digits",
+            "--images": images,
+            "--questions": questions,
+            "--record-routes": record_routes,
+        }
+        refuse_beside("--tasks", given)
+        wanted = (include or [], skip_ratio or [], limit, batch_size, log, device, json)
+        evaluate_tasks(folder, tasks, *wanted, say)
+        return
+    refuse_beside("no --tasks", {"--include": include, "--skip-ratio": skip_ratio, "--limit": limit, "--log": log})
     asked = load_questions(data, images, questions, seed)
     if record_routes is not None:  # before hours are spent
         refuse_repeated([question.record.id for question in asked], f"the questions of {data}")

@@ -8,6 +8,7 @@ from routing_experts.reports.progress import ProgressPage
 from routing_experts.reports.study import print_study, study_markdown, write_study_report
 from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_budget, print_results, results_markdown
+from routing_experts.reports.tasks import print_tasks, tasks_markdown
 
 __all__ = [
     "ProgressPage",
@@ -17,8 +18,10 @@ __all__ = [
     "print_budget",
     "print_results",
     "print_study",
+    "print_tasks",
     "results_markdown",
     "study_markdown",
+    "tasks_markdown",
     "write_bench_report",
     "write_comparison",
     "write_folder_report",
