@@ -1,4 +1,4 @@
-"""What lmms-eval's tasks gave, as a table: each metric dense and routed, what was skipped, and how long it took."""
+"""What lmms-eval's tasks gave, as tables: each metric dense and routed with what was skipped, and how long it took."""
 
 from rich.console import Console
 
@@ -7,7 +7,12 @@ from routing_experts.reports.summary import MINUS, NONE, Grid, percent
 from routing_experts.reports.table import grids_markdown, print_grids
 
 
-def task_grid(record: TaskScores) -> Grid:
+def task_grids(record: TaskScores) -> list[Grid]:
+    """Scores, and times."""
+    return [_scores(record), _times(record)]
+
+
+def _scores(record: TaskScores) -> Grid:
     """A row a metric and side."""
     rows = tuple(_row(score, side) for score in record.scores for side in score.sides)
     first = record.scores[0].sides[0].side
@@ -15,23 +20,37 @@ def task_grid(record: TaskScores) -> Grid:
     empty = sum(side.empty for score in record.scores for side in score.sides)
     note = (
         f"lmms-eval {record.lmms_eval}, batches of {record.batch_size}{limit}. To {first}: the difference on the same "
-        "samples, with its 95 % interval. First token and token: medians of the batches' times that samples were in, "
-        "one side after the other."
+        "samples, with its 95 % interval."
     )
     if empty:
         note += f" {empty:,} answers were empty."
-    columns = ("task", "metric", "side", "score", f"to {first}", "95 % interval", "skipped", "first token", "a token")
+    columns = ("task", "metric", "side", "score", f"to {first}", "95 % interval", "skipped")
     return Grid("Tasks", columns, rows, num_texts=3, note=note)
+
+
+def _times(record: TaskScores) -> Grid:
+    """A row a task and side."""
+    of_task = {score.task: score for score in record.scores}
+    rows = tuple(
+        (task, side.side, _milliseconds(side.seconds_to_first), _milliseconds(side.seconds_a_token))
+        for task, score in of_task.items()
+        for side in score.sides
+    )
+    note = (
+        "Medians over samples, with the middle half in brackets, of the batches that they were in; one side after the "
+        "other, so that a drift of the machine's speed falls on one of them. `roe bench` takes turns."
+    )
+    return Grid("Times", ("task", "side", "to the first token", "a token behind it"), rows, num_texts=2, note=note)
 
 
 def print_tasks(record: TaskScores, console: Console) -> None:
     """Prints the table."""
-    print_grids([task_grid(record)], console)
+    print_grids(task_grids(record), console)
 
 
 def tasks_markdown(record: TaskScores) -> str:
     """The table as Markdown."""
-    return grids_markdown([task_grid(record)])
+    return grids_markdown(task_grids(record))
 
 
 def _row(score: TaskScore, side: SideScore) -> tuple[str, ...]:
@@ -46,8 +65,6 @@ def _row(score: TaskScore, side: SideScore) -> tuple[str, ...]:
         NONE if side.difference is None else _signed(side.difference),
         interval,
         percent(side.skip_rate),
-        _milliseconds(side.seconds_to_first),
-        _milliseconds(side.seconds_a_token),
     )
 
 
@@ -58,4 +75,7 @@ def _signed(value: float) -> str:
 
 
 def _milliseconds(spread: Spread | None) -> str:
-    return NONE if spread is None else f"{1000 * spread.median:.3g}\N{NO-BREAK SPACE}ms"
+    if spread is None:
+        return NONE
+    median, low, high = (f"{1000 * value:.3g}" for value in (spread.median, spread.low, spread.high))
+    return f"{median}\N{NO-BREAK SPACE}ms ({low}\N{EN DASH}{high})"

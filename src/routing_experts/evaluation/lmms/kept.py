@@ -38,6 +38,7 @@ class SampleLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._claim(folder / ASKED_NAME, dict(asked_as))
+            _cut_half_line(folder / f"samples-{rank}.jsonl")
             for path in sorted(folder.glob("samples-*.jsonl")):
                 self._read(path)
         except OSError as error:
@@ -86,11 +87,21 @@ class SampleLog:
             try:
                 line = json.loads(text) if text else None
             except ValueError as error:
-                if number == len(lines):  # a killed process left half a line
+                if number == len(lines):  # a killed process left half a line; its successor cuts it
                     continue
                 raise EvaluationError(f"{path}, line {number} is not JSON ({error}). Take the line out.") from error
             if line is not None:
                 self._kept[line["id"]] = line
+
+
+def _cut_half_line(path: Path) -> None:
+    """Takes away what a killed process left behind the last whole line, so that the next line stands alone."""
+    if path.is_file():
+        text = path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            with path.open("r+b") as file:
+                file.truncate(whole)
 
 
 def key_of(record: Record, asked: Asked) -> str:
