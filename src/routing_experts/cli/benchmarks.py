@@ -54,6 +54,7 @@ def evaluate_tasks(
         limit=limit,
         batch_size=batch_size,
         log=log or (Path(folder) / SAMPLES if is_run else None),
+        output=Path(folder) if is_run else Path("."),
         settings={"device": device},
     )
     record = run_tasks(folder, plan, sides_of(routed, skip_ratios))

@@ -17,10 +17,24 @@ from routing_experts.models.load import load_base, load_processor
 pytest.importorskip("lmms_eval")
 
 
+@pytest.fixture
+def cache_in(monkeypatch) -> Callable[[Path], None]:
+    """Has prepared datasets kept in a folder: one that is named alike elsewhere would be taken for the same."""
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
+    def call(folder: Path) -> None:
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        _resolve_hf_datasets_cache_dir.cache_clear()
+
+    return call
+
+
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch):
+def _local(monkeypatch, cache_in, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    cache_in(tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """lmms-eval's tasks, run for one model with all layers and with routes, and what they gave as one record."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from routing_experts.errors import EvaluationError
@@ -51,6 +53,7 @@ class Plan:
         limit: samples a task; None for all.
         batch_size: samples asked at a time.
         log: a folder for finished samples.
+        output: a folder for what tasks write themselves, such as answers for a benchmark's server.
         settings: ``ChatModel``'s, shared by all sides.
     """
 
@@ -59,6 +62,7 @@ class Plan:
     limit: int | None = None
     batch_size: int = 1
     log: Path | None = None
+    output: Path = Path(".")
     settings: Mapping[str, Any] | None = None
 
 
@@ -79,9 +83,8 @@ def run_tasks(folder: str, plan: Plan, sides: Sequence[Side]) -> TaskScores:
     with _quiet():
         manager = _manager(plan.include)
         tasks = _known(manager, plan.tasks)
-        for name in tasks:  # before a model is loaded
-            _data_of(manager, name)
-        found = {side.name: [_run(folder, plan, side, manager, name) for name in tasks] for side in sides}
+        kinds = {name: _kinds_of(manager, name) for name in tasks}  # before a model is loaded
+        found = {side.name: [_run(folder, plan, side, manager, name, kinds[name]) for name in tasks] for side in sides}
     scores, num_layers = task_scores(found)
     return TaskScores(
         model=Path(folder).name if Path(folder).exists() else folder,
@@ -95,7 +98,9 @@ def run_tasks(folder: str, plan: Plan, sides: Sequence[Side]) -> TaskScores:
     )
 
 
-def _manager(include: Sequence[Path]) -> Any:
+@functools.cache
+def _manager(include: tuple[Path, ...]) -> Any:
+    """lmms-eval's index of tasks, which takes seconds to make."""
     from lmms_eval.tasks import TaskManager
 
     missing = [str(path) for path in include if not path.is_dir()]
@@ -128,8 +133,8 @@ def _known(manager: Any, names: Sequence[str]) -> list[str]:
     return tasks
 
 
-def _data_of(manager: Any, name: str) -> None:
-    """Loads a task's data.
+def _kinds_of(manager: Any, name: str) -> set[str]:
+    """Loads a task's data; says what kinds of requests it makes.
 
     Raises:
         EvaluationError: if it is not here and cannot be fetched, naming what to download.
@@ -137,7 +142,7 @@ def _data_of(manager: Any, name: str) -> None:
     from lmms_eval.tasks import get_task_dict
 
     try:
-        get_task_dict([name], manager, "simple")
+        return {task.OUTPUT_TYPE for task in _leaves(get_task_dict([name], manager, "simple"))}
     except Exception as error:  # whatever datasets, the hub or the task's own code raises: it is told, not swallowed
         cause = _root(error)
         sets = ", ".join(_datasets_of(manager, name)) or "its data"
@@ -164,14 +169,12 @@ def _datasets_of(manager: Any, name: str) -> list[str]:
     return sorted({path for one in inner if isinstance(one, str) for path in _datasets_of(manager, one)})
 
 
-def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str) -> dict[str, Any]:
+def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str, kinds: set[str]) -> dict[str, Any]:
     """lmms-eval's own results of one task, with all samples."""
     from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import get_task_dict
 
     from routing_experts.evaluation.lmms.model import ChatModel, SimpleModel
 
-    kinds = {task.OUTPUT_TYPE for task in _leaves(get_task_dict([name], manager, "simple"))}
     kind = SimpleModel if kinds & set(LIKELIHOOD_TYPES) else ChatModel
     log = None if plan.log is None else str(plan.log / side.name.replace(", ", "-").replace(" %", ""))
     settings = {**(plan.settings or {}), **side.settings}
@@ -185,6 +188,7 @@ def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str) -> dict[s
         bootstrap_iters=0,
         log_samples=True,
         verbosity="ERROR",
+        cli_args=SimpleNamespace(output_path=str(plan.output), process_with_media=False, reasoning_tags=None),
     )
 
 

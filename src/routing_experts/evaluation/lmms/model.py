@@ -42,14 +42,15 @@ class RoutedCounts(TokenCounts):
 
     route: str = ""
     skip_rate: float = 0.0
-    seconds_to_first: float = 0.0
-    decode_seconds: float = 0.0
+    seconds_to_first: float | None = None
+    decode_seconds: float | None = None
     batch_size: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """All of it that there is: a likelihood has no first token."""
         own = ("route", "skip_rate", "seconds_to_first", "decode_seconds", "batch_size")
-        return super().to_dict() | {name: getattr(self, name) for name in own}
+        told = {name: getattr(self, name) for name in own}
+        return super().to_dict() | {name: value for name, value in told.items() if value is not None}
 
 
 class ChatModel(lmms):
@@ -129,10 +130,14 @@ class ChatModel(lmms):
             logger.warning("%s of %s answers are empty: %s …", len(empty), len(lines), ", ".join(empty[:3]))
         return [GenerationResult(line["text"], _counts(line)) for line in lines]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """The mean loss of an answer's tokens (lmms-eval takes the lowest), and whether it is the likeliest."""
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """The mean loss of an answer's tokens (lmms-eval takes the lowest), and whether it is the likeliest.
+
+        Wrapped as a generation's result: of a bare pair lmms-eval 0.7.3 makes a text that its scorers cannot read.
+        """
         asked = [by_answer(request, self.task_dict, self.max_frames) for request in requests]
-        return [(line["loss"], line["is_greedy"]) for line in self._lines(asked, self._score)]
+        lines = self._lines(asked, self._score)
+        return [GenerationResult((line["loss"], line["is_greedy"]), _counts(line)) for line in lines]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered.
@@ -285,6 +290,8 @@ def _route(route: Sequence[bool], batch_size: int) -> dict[str, Any]:
 
 def _counts(line: dict[str, Any]) -> RoutedCounts:
     return RoutedCounts(
-        output_tokens=line["tokens"],
-        **{name: line[name] for name in ("route", "skip_rate", "seconds_to_first", "decode_seconds", "batch_size")},
+        output_tokens=line.get("tokens"),
+        seconds_to_first=line.get("seconds_to_first"),
+        decode_seconds=line.get("decode_seconds"),
+        **{name: line[name] for name in ("route", "skip_rate", "batch_size")},
     )

@@ -64,7 +64,7 @@ def _score(task: str, name: str, by_side: Mapping[str, Results]) -> TaskScore:
                 difference=difference.mean if difference else None,
                 low=difference.low if difference else None,
                 high=difference.high if difference else None,
-                seconds_to_first=_spread([counts["seconds_to_first"] for counts in told]),
+                seconds_to_first=_spread([c["seconds_to_first"] for c in told if "seconds_to_first" in c]),
                 seconds_a_token=_spread(
                     [
                         counts["decode_seconds"] / (counts["output_tokens"] - 1)
@@ -85,15 +85,26 @@ def _score(task: str, name: str, by_side: Mapping[str, Results]) -> TaskScore:
 
 
 def _by_sample(samples: Sequence[Mapping[str, Any]], metric: str) -> dict[Any, float]:
-    """Each document's own score; empty if the metric has none for a single one."""
+    """Each document's own score; empty if the metric has none for a single one.
+
+    A task may have metrics that only some of its documents count for, as MME's two.
+    """
     found = {}
     for sample in samples:
-        value = sample.get(metric)
-        value = value.get("score") if isinstance(value, Mapping) else value
-        if not isinstance(value, int | float):
-            return {}
-        found[sample["doc_id"]] = float(value)
+        if metric in sample:
+            value = _score_of(sample[metric])
+            if value is None:
+                return {}
+            found[sample["doc_id"]] = value
     return found
+
+
+def _score_of(value: Any) -> float | None:
+    """A number, or the score or the match within what a task's scorer notes of a document."""
+    if isinstance(value, Mapping) and {"pred", "answer"} <= value.keys():  # SEED-Bench
+        return float(str(value["pred"]).strip().casefold() == str(value["answer"]).strip().casefold())
+    value = value.get("score") if isinstance(value, Mapping) else value
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _routes(results: Results) -> list[str]:
