@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing the tested versions into $(VENV); the first time takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt lmms-eval
 	@touch $@
 
 quickstart: setup ## route the pocket model and draw its report

@@ -16,7 +16,7 @@ from PIL import Image
 def shown(doc):
     if doc["image"] is None:
         return []
-    return [doc["image"]] if doc["image"].endswith(".png") else [{"type": "audio", "url": doc["image"]}]
+    return [{"type": "audio", "url": doc["image"]}] if doc["image"].endswith(".wav") else [doc["image"]]
 
 def asked(doc, lmms_eval_specific_kwargs=None):
     return doc["question"]
@@ -223,3 +223,33 @@ def test_several_rounds_are_refused(routed_folder):
 
     with pytest.raises(EvaluationError, match="task rounds asks in several rounds"):
         model.generate_until_multi_round([Request()])
+
+
+@pytest.mark.parametrize("simple", [False, True])
+def test_a_video_is_shown_as_pictures(simple, run, routed_folder, tmp_path, monkeypatch):
+    """So many frames as asked for, in order, each a picture of the prompt."""
+    av = pytest.importorskip("av")
+    from routing_experts.evaluation.lmms import model as model_module
+
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for index in range(10):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * index,) * 3))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = []
+    answer = model_module.answer
+
+    def watched(model, processor, records, *args, **kwargs):
+        shown.extend(records)
+        return answer(model, processor, records, *args, **kwargs)
+
+    monkeypatch.setattr(model_module, "answer", watched)
+    folder = task(tmp_path / "t", rows(tmp_path, count=2, n1={"image": str(path)}))
+    run({"pretrained": routed_folder, "max_frames": 3}, "mine", folder, simple=simple, batch_size=2)
+    assert [len(record.images) for record in shown] == [1, 3]
+    assert shown[1].turns[0].question == "<image>\n<image>\n<image>\nRead digit 1."
+    bright = [sum(image.getpixel((16, 16))) for image in shown[1].images]
+    assert bright == sorted(bright)

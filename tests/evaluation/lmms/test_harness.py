@@ -1,0 +1,122 @@
+"""`roe evaluate --tasks`: sides beside each other, the record, and what is refused before a model is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from routing_experts.errors import EvaluationError
+from routing_experts.evaluation.lmms.harness import Plan, run_tasks, sides_of
+from routing_experts.evaluation.lmms.scorers import elements_found
+from routing_experts.records import TaskScores
+from routing_experts.reports import tasks_markdown
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("gqqa", r"task 'gqqa': .* has no such task; near it are .*gqa"),
+        ("zzzzzz", r"has no such task\. `lmms-eval tasks` lists all"),
+        ("mmvet", r"OPENAI_API_KEY is not set: its answers would be scored 0.*take roe_mmvet"),
+        ("mmbench_en_dev", "take mmbench_en_dev_static"),
+        ("pope", r"task pope: its data cannot be loaded .*`hf download lmms-lab-encoder/POPE --repo-type dataset`"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_refused_before_anything_is_loaded(task, message, tmp_path, monkeypatch):
+    """The folder is no model at all: nobody looked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(EvaluationError, match=message):
+        run_tasks("nowhere", Plan((task,)), sides_of(True, ()))
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(EvaluationError, match="none: no folder of tasks"):
+        run_tasks("nowhere", Plan(("gqa",), include=(tmp_path / "none",)), sides_of(True, ()))
+
+
+def test_sides_stand_beside_each_other(routed_folder, digits, tmp_path):
+    plan = Plan(("roe_digits",), (digits,), 24, 8, tmp_path / "log", tmp_path, {"device": "cpu"})
+    record = run_tasks(str(routed_folder), plan, sides_of(True, (0.05,)))
+    (score,) = record.scores
+    dense, routed, at = score.sides
+    assert [dense.side, routed.side, at.side] == ["dense", "routed", "routed, 5 %"]
+    assert (dense.skip_rate, dense.difference) == (0, None)
+    assert routed.value - dense.value == pytest.approx(routed.difference)
+    assert routed.low <= routed.difference <= routed.high
+    assert 0 < at.skip_rate < routed.skip_rate or at.skip_rate != routed.skip_rate
+    assert len(routed.layer_skip_rates) == record.num_layers == 12
+    assert score.samples == 24
+    assert dense.seconds_to_first.low <= dense.seconds_to_first.median <= dense.seconds_to_first.high
+    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == ["dense", "routed", "routed-5"]
+    record.save(tmp_path / "tasks.json")
+    assert TaskScores.load(tmp_path / "tasks.json") == record
+    table = tasks_markdown(record)
+    assert "| roe\\_digits | exact\\_match | routed, 5 % |" in table
+    assert "The difference" in table or "the difference on the same samples" in table
+
+
+def test_a_dense_model_has_one_side(digits, tmp_path):
+    plan = Plan(("roe_digits",), (digits,), 16, 8, settings={"device": "cpu"}, output=tmp_path)
+    record = run_tasks("pocket", plan, sides_of(False, ()))
+    assert [side.side for side in record.scores[0].sides] == ["dense"]
+    assert record.scores[0].sides[0].skip_rate == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "share"),
+    [
+        ("It is -1 or 5", "-1<AND>-5", 0.5),
+        ("x = 15", "5", 0.0),
+        ("The DOG, of course.", "dog<OR>cat", 1.0),
+        ("2,5 metres", "2,5", 1.0),
+        ("A red car and a blue bike", "red car <AND> blue bike<OR>nothing", 1.0),
+        ("", "yes", 0.0),
+        ("anything", "", 0.0),
+    ],
+)
+def test_elements_are_whole_words(said, truth, share):
+    assert elements_found(said, truth) == share
+
+
+WORKER = """
+import json, sys
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.tasks import TaskManager
+manager = TaskManager("ERROR", include_path=[sys.argv[1]], include_defaults=False)
+found = simple_evaluate(
+    model="roe", model_args=f"pretrained={sys.argv[2]},log={sys.argv[3]}", tasks=["roe_digits"], task_manager=manager,
+    device="cpu", batch_size=4, bootstrap_iters=0, verbosity="ERROR", limit=23,
+)
+if found is not None:
+    value = found["results"]["roe_digits"]["exact_match,none"]
+    routes = {s["doc_id"]: s["token_counts"][0]["route"] for s in found["samples"]["roe_digits"]}
+    print("FOUND", json.dumps([value, [routes[i] for i in sorted(routes)]]))
+"""
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_samples(run, routed_folder, digits, tmp_path):
+    """An odd number of samples, so that one process is given one to pad with, which must count nowhere."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"]
+    done = subprocess.run(
+        [*command, str(script), str(digits), str(routed_folder), str(tmp_path / "log")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    value, routes = json.loads(told.removeprefix("FOUND"))
+    alone = run({"pretrained": routed_folder}, "roe_digits", digits, batch_size=4, limit=23)
+    samples = sorted(alone["samples"]["roe_digits"], key=lambda sample: sample["doc_id"])
+    assert value == alone["results"]["roe_digits"]["exact_match,none"]
+    assert routes == [sample["token_counts"][0]["route"] for sample in samples]
+    logs = sorted((tmp_path / "log").glob("samples-*.jsonl"))
+    assert [path.name for path in logs] == ["samples-0.jsonl", "samples-1.jsonl"]
+    ids = [{json.loads(line)["id"] for line in path.read_text().splitlines()} for path in logs]
+    assert len(ids[0] | ids[1]) == 23
+    assert not ids[0] & ids[1]
