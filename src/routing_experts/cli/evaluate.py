@@ -1,44 +1,53 @@
-"""``roe evaluate``: a run's (or any model's) accuracy, skip rate and speed on fresh questions."""
+"""``roe evaluate``: a run's (or any model's) accuracy, skip rate and speed, on fresh questions or lmms-eval's tasks."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from routing_experts.cli.common import BatchSize, Device
+from routing_experts.cli.common import BatchSize, Device, refuse_beside
+from routing_experts.cli.output import Output
+
+Folder = Annotated[str, typer.Argument(help="A run's folder, a model's folder, a hub name, or `pocket`.")]
+Data = Annotated[str, typer.Option(help="`digits` (fresh held-out questions) or a file in LLaVA's JSON.")]
+Images = Annotated[str | None, typer.Option(help="The folder that the file's image paths start from.")]
+Questions = Annotated[int | None, typer.Option(min=1, help="How many (digits: 2000; a file: all).")]
+Seed = Annotated[int, typer.Option(help="Of the digits questions and of the random control.")]
+Target = Annotated[
+    Path | None, typer.Option(help="Where the results go; into a run's folder by default; - for standard output.")
+]
+Speed = Annotated[bool, typer.Option(help="Measure seconds, too.")]
+Routes = Annotated[Path | None, typer.Option(help="Where the questions' routes go, a JSON object a line.")]
+Tasks = Annotated[str | None, typer.Option(help="Tasks of lmms-eval instead, with commas: gqa,pope,textvqa_val …")]
+Include = Annotated[
+    list[Path] | None, typer.Option(help="With --tasks: a folder of your own tasks; repeat for several.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="With --tasks: samples a task; all by default.")]
+Ratios = Annotated[
+    list[float] | None,
+    typer.Option(min=0, max=1, help="With --tasks: also at this share of layers skipped; repeat for several."),
+]
+Log = Annotated[
+    Path | None, typer.Option(help="With --tasks: a folder for finished samples, which are not asked again.")
+]
 
 
 def evaluate(
-    folder: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a hub name, or `pocket`.")],
-    data: Annotated[
-        str, typer.Option(help="`digits` (fresh held-out questions) or a file in LLaVA's JSON.")
-    ] = "digits",
-    images: Annotated[str | None, typer.Option(help="The folder that the file's image paths start from.")] = None,
-    questions: Annotated[int | None, typer.Option(min=1, help="How many (digits: 2000; a file: all).")] = None,
-    seed: Annotated[int, typer.Option(help="Of the digits questions and of the random control.")] = 1000,
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks of lmms-eval instead, with commas: gqa,pope,textvqa_val …")
-    ] = None,
-    include: Annotated[
-        list[Path] | None, typer.Option(help="With --tasks: a folder of your own tasks; repeat for several.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: samples a task; all by default.")] = None,
-    skip_ratio: Annotated[
-        list[float] | None,
-        typer.Option(min=0, max=1, help="With --tasks: also at this share of layers skipped; repeat for several."),
-    ] = None,
-    log: Annotated[
-        Path | None, typer.Option(help="With --tasks: a folder for finished samples, which are not asked again.")
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Where the results go; a run's results.json by default; - for standard output.")
-    ] = None,
+    folder: Folder,
+    data: Data = "digits",
+    images: Images = None,
+    questions: Questions = None,
+    seed: Seed = 1000,
+    tasks: Tasks = None,
+    include: Include = None,
+    limit: Limit = None,
+    skip_ratio: Ratios = None,
+    log: Log = None,
+    json: Target = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
-    speed: Annotated[bool, typer.Option(help="Measure seconds, too.")] = True,
-    record_routes: Annotated[
-        Path | None, typer.Option(help="Where the questions' routes go, a JSON object a line.")
-    ] = None,
+    speed: Speed = True,
+    record_routes: Routes = None,
 ) -> None:
     """Evaluate a model: dense, routed, and the controls at the same skip rate; or on lmms-eval's tasks.
 
@@ -46,11 +55,40 @@ def evaluate(
 
     Example: roe evaluate runs/mine --tasks gqa,pope --batch-size 8 --skip-ratio 0.2
     """
-    from routing_experts.cli.common import model_folder, refuse_beside
-    from routing_experts.cli.judge import judge, judge_dense
-    from routing_experts.cli.output import start, write_json
-    from routing_experts.errors import RouteError
+    from routing_experts.cli.output import start
     from routing_experts.evaluation.questions import load_questions
+
+    say = start()
+    if tasks is not None:
+        from routing_experts.cli.benchmarks import evaluate_tasks
+
+        other = {"--data": data != "digits", "--images": images, "--questions": questions}
+        refuse_beside("--tasks", other | {"--record-routes": record_routes, "--no-speed": not speed})
+        wanted = (include or [], skip_ratio or [], limit, batch_size, log, device, json)
+        evaluate_tasks(folder, tasks, *wanted, say)
+        return
+    refuse_beside("no --tasks", {"--include": include, "--skip-ratio": skip_ratio, "--limit": limit, "--log": log})
+    asked = load_questions(data, images, questions, seed)
+    _evaluate_questions(folder, asked, data, seed, json, batch_size, device, speed, record_routes, say)
+
+
+def _evaluate_questions(
+    folder: str,
+    asked: list,
+    data: str,
+    seed: int,
+    json: Path | None,
+    batch_size: int,
+    device: str,
+    speed: bool,
+    record_routes: Path | None,
+    say: Output,
+) -> None:
+    """Questions whose answers we check ourselves."""
+    from routing_experts.cli.common import model_folder
+    from routing_experts.cli.judge import judge, judge_dense
+    from routing_experts.cli.output import write_json
+    from routing_experts.errors import RouteError
     from routing_experts.inference.routes import refuse_repeated, write_routes
     from routing_experts.models.device import pick_device
     from routing_experts.models.load import is_routed_folder
@@ -58,22 +96,7 @@ def evaluate(
     from routing_experts.reports import print_results
     from routing_experts.training.folder import RunFolder
 
-    say, on = start(), pick_device(device)
-    if tasks is not None:
-        from routing_experts.cli.benchmarks import evaluate_tasks
-
-        given = {
-            "--data": data != "digits",
-            "--images": images,
-            "--questions": questions,
-            "--record-routes": record_routes,
-        }
-        refuse_beside("--tasks", given)
-        wanted = (include or [], skip_ratio or [], limit, batch_size, log, device, json)
-        evaluate_tasks(folder, tasks, *wanted, say)
-        return
-    refuse_beside("no --tasks", {"--include": include, "--skip-ratio": skip_ratio, "--limit": limit, "--log": log})
-    asked = load_questions(data, images, questions, seed)
+    on = pick_device(device)
     if record_routes is not None:  # before hours are spent
         refuse_repeated([question.record.id for question in asked], f"the questions of {data}")
     if not is_routed_folder(model_folder(folder)):
