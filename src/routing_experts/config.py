@@ -16,7 +16,7 @@ from typing import Any
 from routing_experts.errors import CheckpointError, ConfigError, RouteError
 
 CONFIG_NAME = "roe_config.json"
-FORMAT_VERSION = 3  # 2 brought budget, 3 router_input
+FORMAT_VERSION = 3  # 2 brought budget, 3 router_input and stripped
 CONTROL_GATES = ("random", "static")  # they ask no router
 GATES = ("softmax", "straight_through", "gumbel_straight_through", *CONTROL_GATES)
 SPARSITY_SCOPES = ("example", "run")
@@ -85,6 +85,7 @@ class RoEConfig:
             ``vicuna_v1``.
         markers: how prompts mark their turns.
         base: the base model; filled in by ``convert``.
+        stripped: of a static model, whether the dropped layers' own weights are gone; set by ``roe export --static``.
     """
 
     target_skip_ratio: float = 0.3
@@ -105,6 +106,7 @@ class RoEConfig:
     prompt_format: str = "chat_template"
     markers: TurnMarkers | None = None
     base: BaseModel | None = None
+    stripped: bool = False
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class RoEConfig:
                 "Give routed_layers, such as [5, 6, 7]."
             )
         _check_choice("router_input", self.router_input, ROUTER_INPUTS)
+        if self.stripped and self.gate != "static":
+            raise ConfigError(f"stripped with gate {self.gate!r}: only layers that nobody runs can be gone.")
         _check_choice("text_span", self.text_span, TEXT_SPANS)
         _check_choice("layout", self.layout, LAYOUTS)
         if self.bottleneck_size is not None and self.bottleneck_size < 1:

@@ -277,7 +277,7 @@ def test_a_folder_of_format_1_is_read_and_written_as_today_s(tmp_path):
     config = from_pretrained(tmp_path).roe_config
     assert config.budget == ()
     replace(config, budget=((0.0, 4.0), (0.1, 2.5))).save(tmp_path)
-    assert json.loads(path.read_text())["format_version"] == FORMAT_VERSION == 2
+    assert json.loads(path.read_text())["format_version"] == FORMAT_VERSION == 3
     assert RoEConfig.load(tmp_path).budget == ((0.0, 4.0), (0.1, 2.5))
 
 

@@ -125,6 +125,10 @@ def revert(model: Any) -> Any:
     """
     if not is_routed(model):
         raise ModelFamilyError(f"{type(model).__name__} is not routed: there is nothing to revert. Convert it first.")
+    if model.roe_config.stripped:
+        raise ModelFamilyError(
+            "a static model whose layers are gone: there is no base model to go back to. Load the one it was made of."
+        )
     for layer in family_of(model).decoder_layers(model):
         base_class: Any = type(layer).__base__
         layer.__class__ = base_class

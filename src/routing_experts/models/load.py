@@ -1,6 +1,8 @@
 """Loading: base models with their processors, and routed models from their folders."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from routing_experts.errors import CheckpointError, MissingExtraError
 from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no_pickle, fingerprint, load_parts
 from routing_experts.models.convert import base_model_of, convert
 from routing_experts.models.families import family_of
+from routing_experts.models.static import strip
 from routing_experts.optional import need
 
 VIDEO_PACKAGES = ("torchvision", "num2words")
@@ -164,12 +167,29 @@ def from_pretrained(folder: str | Path, base: Any = None, **kwargs: Any) -> Any:
     own_base = base is None and has_base
     if base is None or isinstance(base, str | Path):
         named = config.base.name_or_path if config.base else ""
-        base = load_base(base or (path if has_base else named), **kwargs)
+        with _unheard(config.stripped):  # that the dropped layers' weights are not there is as it should be
+            base = load_base(base or (path if has_base else named), **kwargs)
     check_base(config, base_model_of(base), "" if own_base else fingerprint(base), path)
     model = convert(base, config)
     model.roe_config.base = config.base
+    if config.stripped:
+        strip(model)
     load_parts(model, path)
     return model.eval()
+
+
+@contextmanager
+def _unheard(quiet: bool) -> Iterator[None]:
+    """Keeps transformers' warnings back."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _named(model: Any, name_or_path: str | Path) -> Any:

@@ -53,10 +53,14 @@ def settle(options: RoutingOptions, config: RoEConfig, num_layers: int) -> Routi
     """
     settled = RoutingOptions(layout=options.layout or config.layout)
     if options.route is not None:
+        if config.stripped:
+            raise _gone(config)
         return replace(settled, route=options.route)
     bias = options.keep_bias if options.skip_ratio is None else config.keep_bias_for(options.skip_ratio)
     if config.gate not in CONTROL_GATES:
         return replace(settled, keep_bias=config.keep_bias if bias is None else bias)
+    if config.stripped and bias not in (None, float("-inf")):
+        raise _gone(config)
     if bias is None and config.gate == "static":
         bias = float("-inf")
     if bias is None:
@@ -71,6 +75,13 @@ def settle(options: RoutingOptions, config: RoEConfig, num_layers: int) -> Routi
             "never trained. Leave it out, or give a route."
         )
     return replace(settled, route=route)
+
+
+def _gone(config: RoEConfig) -> RouteError:
+    return RouteError(
+        f"routing options for a static model: its layers {list(config.routed_layers or ())} are gone for everyone, and "
+        "all others always run. Leave them out, or give the routed model that it was made from."
+    )
 
 
 def refuse_for_dense(options: RoutingOptions | None) -> None:

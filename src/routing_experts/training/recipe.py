@@ -298,7 +298,7 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
 
 def _refuse_contradictions(roe: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Raises ``ConfigError`` for settings of which one would be ignored beside the other, or that nobody may set."""
-    own = sorted({"markers", "base", "format_version", "keep_bias", "budget"} & set(roe))
+    own = sorted({"markers", "base", "format_version", "keep_bias", "budget", "stripped"} & set(roe))
     if own:
         raise ConfigError(f"roe.{own[0]}: the library fills it in, from the model or by calibration. Take it out.")
     if "prompt_format" in roe:
