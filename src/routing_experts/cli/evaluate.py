@@ -91,7 +91,7 @@ def _evaluate_questions(
     from routing_experts.errors import RouteError
     from routing_experts.inference.routes import refuse_repeated, write_routes
     from routing_experts.models.device import pick_device
-    from routing_experts.models.load import is_routed_folder
+    from routing_experts.models.load import is_routed_folder, is_static_folder
     from routing_experts.records import RESULTS_NAME
     from routing_experts.reports import print_results
     from routing_experts.training.folder import RunFolder
@@ -99,9 +99,9 @@ def _evaluate_questions(
     on = pick_device(device)
     if record_routes is not None:  # before hours are spent
         refuse_repeated([question.record.id for question in asked], f"the questions of {data}")
-    if not is_routed_folder(model_folder(folder)):
+    if not is_routed_folder(model_folder(folder)) or is_static_folder(model_folder(folder)):
         if record_routes is not None:
-            raise RouteError(f"{folder} is not routed: there are no routes to record. Leave out --record-routes.")
+            raise RouteError(f"{folder} decides nothing: there are no routes to record. Leave out --record-routes.")
         judge_dense(folder, asked, say, json, seed, on, batch_size)
         return
     results, routes = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on, batch_size=batch_size)

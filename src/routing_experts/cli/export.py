@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from routing_experts.cli.common import refuse_beside
 from routing_experts.cli.output import AsJson
 
 
@@ -17,15 +18,26 @@ def export(
     parts_only: Annotated[
         bool, typer.Option("--parts-only", help="Leave the base's weights out, for bases that were not tuned.")
     ] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="Drop the rarely kept layers for everyone; no router decides any more.")
+    ] = False,
+    layers: Annotated[int | None, typer.Option(min=1, help="With --static: how many layers to drop.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --static: a file in LLaVA's JSON to choose by and ask; digits by default.")
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="With --static: the folder of the file's pictures.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="With --static: how many are asked.")] = None,
     push: Annotated[str | None, typer.Option(help="Also upload it to the hub as OWNER/NAME.")] = None,
     license_name: Annotated[
         str | None, typer.Option("--license", help="The model's license for its card, such as apache-2.0.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Write a routed model as one checkpoint with its base, or as RoE parts alone; publish it.
+    """Write a routed model as one checkpoint with its base, or as RoE parts alone, or as a static one; publish it.
 
     Example: roe export runs/digits merged --license apache-2.0
+
+    Example: roe export runs/digits static --static --layers 3
     """
     from routing_experts.api import save_pretrained
     from routing_experts.cli.common import evaluated_results, model_folder
@@ -35,14 +47,24 @@ def export(
     from routing_experts.models.load import from_pretrained, load_processor
 
     say = start()
+    if not static:
+        only = {"--layers": layers, "--data": data, "--images": images, "--questions": questions}
+        refuse_beside("no --static", only)
     source = model_folder(folder)
     model = from_pretrained(source, base=base)
     has_processor = (Path(source) / "processor_config.json").is_file()
     processor = load_processor(source if has_processor or base is None else base)
-    save_pretrained(model, output, processor, base_weights=not parts_only)
-    write_card(output, model.roe_config, evaluated_results(folder), license_name)
+    if static:
+        from routing_experts.cli.static import export_static
+
+        refuse_beside("--static", {"--parts-only": parts_only})
+        found = export_static(model, processor, output, layers, data, images, questions, say)
+    else:
+        save_pretrained(model, output, processor, base_weights=not parts_only)
+        found = {}
+    write_card(output, model.roe_config, None if static else evaluated_results(folder), license_name)
     address = push_folder(output, push) if push else None
     if json:
-        print_json({"model": str(output), "pushed": address}, say)
+        print_json({"model": str(output), "pushed": address, **found}, say)
         return
     say.results.print(f"model: {output}" + (f"\npushed: {address}" if address else ""))

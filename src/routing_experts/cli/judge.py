@@ -37,7 +37,7 @@ from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.evaluation.speed import measure_speed
 from routing_experts.inference.routes import RouteLine, recorded
 from routing_experts.models.card import write_card
-from routing_experts.models.load import from_pretrained, load_base, load_processor
+from routing_experts.models.load import from_pretrained, is_static_folder, load_base, load_processor
 from routing_experts.records import (
     CALIBRATION_NAME,
     BudgetRecord,
@@ -233,9 +233,10 @@ def judge_dense(
     device: torch.device,
     batch_size: int = BATCH_SIZE,
 ) -> None:
-    """A model without routes: its accuracy by task."""
+    """A model that decides nothing, dense or static: its accuracy by task."""
     source = model_folder(folder)
-    model, processor = load_base(source).to(device), load_processor(source)
+    model = from_pretrained(source) if is_static_folder(source) else load_base(source)
+    model, processor = model.to(device), load_processor(source)
     with progress_bar(say.progress, "evaluating", len(questions)) as advance:
         asked = ask(model, processor, questions, batch_size, advance=advance)
     if str(target) != "-":

@@ -211,6 +211,12 @@ def is_routed_folder(name_or_path: str | Path) -> bool:
     return cached_file(name, CONFIG_NAME, **quiet) is not None
 
 
+def is_static_folder(name_or_path: str | Path) -> bool:
+    """Whether a folder here holds a static model: layers are gone, and nothing decides."""
+    path = Path(name_or_path)
+    return (path / CONFIG_NAME).is_file() and RoEConfig.load(path).stripped
+
+
 def _local(folder: str | Path) -> Path:
     path = Path(folder)
     if path.is_dir():

@@ -25,6 +25,7 @@ from routing_experts.records.results import (
     SweepPoint,
     TaskResult,
 )
+from routing_experts.records.static import STATIC_NAME, StaticExport, StaticRow
 from routing_experts.records.study import STUDY_NAME, BaseAnswers, Contrast, LayerChoice, StudyRecord, StudyRun
 from routing_experts.records.tasks import TASKS_NAME, SideScore, Spread, TaskScore, TaskScores
 
@@ -36,6 +37,7 @@ __all__ = [
     "LOG_NAME",
     "MAX_ROUTES",
     "RESULTS_NAME",
+    "STATIC_NAME",
     "STUDY_NAME",
     "TASKS_NAME",
     "BaseAnswers",
@@ -65,6 +67,8 @@ __all__ = [
     "SpeedCase",
     "Spread",
     "Static",
+    "StaticExport",
+    "StaticRow",
     "StudyRecord",
     "StudyRun",
     "SweepPoint",

@@ -50,19 +50,19 @@ def random_sides(shape: dict[str, Any], dtype: torch.dtype, device: torch.device
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         dense = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    routed = _shared_copy(dense)
+    routed = shared_copy(dense)
     convert(routed, RoEConfig(adapter_init="xavier"))
     return Sides(dense, routed)
 
 
 def real_sides(routed: Any) -> Sides:
     """A routed model, and the same weights without routing."""
-    return Sides(revert(_shared_copy(routed)), routed)
+    return Sides(revert(shared_copy(routed)), routed)
 
 
 def twin_of(routed: Any, route_L: Tensor) -> Any:
     """The static twin of a route, whose skipped layers are all routed ones."""
-    twin = _shared_copy(routed)
+    twin = shared_copy(routed)
     skipped = (~route_L).nonzero()[:, 0].tolist()
     layers: Any = family_of(twin).decoder_layers(twin)
     adapters = {index: AdapterLayer(layers[index]) for index in skipped}
@@ -77,7 +77,7 @@ def twin_of(routed: Any, route_L: Tensor) -> Any:
     return twin
 
 
-def _shared_copy(model: Any) -> Any:
+def shared_copy(model: Any) -> Any:
     """A model of its own modules on the same weights."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})

@@ -1,0 +1,79 @@
+"""`roe export --static`: a folder that loads and answers, its row in a record, and what is refused."""
+
+import json
+
+import pytest
+
+from routing_experts.models.load import from_pretrained
+from routing_experts.records import StaticExport, load_json
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return tmp_path_factory.mktemp("static") / "model"
+
+
+def test_a_static_model_comes_with_its_own_row(roe, routed_run, exported):
+    code, said, complaint = roe("export", routed_run, exported, "--static", "--layers", "3", "--questions", "32")
+    assert code == 0, complaint
+    assert "Static export" in said
+    record = load_json(exported / "static.json", StaticExport.from_dict)
+    assert [row.name for row in record.rows] == ["dense", "routed", "static"]
+    dense, routed, static = record.rows
+    assert (dense.skip_rate, static.skip_rate) == (0, 0.25)
+    assert static.parameters < dense.parameters < routed.parameters
+    assert all(len(seconds) == 9 for row in record.rows for seconds in row.seconds.values())
+    assert record.low <= record.difference <= record.high
+    assert record.difference == pytest.approx(static.accuracy - routed.accuracy)
+    kept = [rate for layer, rate in enumerate(record.layer_skip_rates) if layer not in record.dropped]
+    assert min(record.layer_skip_rates[layer] for layer in record.dropped) >= max(kept)
+    config = from_pretrained(exported).roe_config
+    assert (config.stripped, list(config.routed_layers)) == (True, record.dropped)
+
+
+def test_it_is_generated_with_and_evaluated(roe, exported):
+    code, said, complaint = roe("generate", exported, "--prompt", "Read all digits.", "--json")
+    assert code == 0, complaint
+    assert sum(flag == "0" for flag in json.loads(said)["route"]) == 3 or "route" in said
+    code, said, complaint = roe("evaluate", exported, "--questions", "24")
+    assert code == 0, complaint
+    assert "of 24" in said
+    code, _, complaint = roe("evaluate", exported, "--questions", "8", "--record-routes", exported / "routes.jsonl")
+    assert code == 1
+    assert "decides nothing" in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--layers", "3"], 2, "--layers with no --static"),
+        (["--static", "--parts-only"], 2, "--parts-only with --static"),
+        (["--static", "--layers", "12"], 1, "dropping 12 layers: 11 are routed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, code, message, roe, routed_run, tmp_path):
+    found, _, complaint = roe("export", routed_run, tmp_path / "out", *arguments)
+    assert found == code
+    assert message in " ".join(complaint.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_chooses_by_one_half_and_asks_the_other(roe, routed_run, tmp_path):
+    records = [
+        {
+            "id": str(n),
+            "conversations": [{"from": "human", "value": f"{n} plus 1?"}, {"from": "gpt", "value": str(n + 1)}],
+        }
+        for n in range(9)
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps(records))
+    code, _, complaint = roe(
+        "export", routed_run, tmp_path / "out", "--static", "--layers", "2", "--data", tmp_path / "mine.json"
+    )
+    assert code == 0, complaint
+    record = load_json(tmp_path / "out" / "static.json", StaticExport.from_dict)
+    assert (record.chosen_on, record.questions) == (4, 5)
+    (tmp_path / "mine.json").write_text(json.dumps(records[:1]))
+    code, _, complaint = roe("export", routed_run, tmp_path / "x", "--static", "--data", tmp_path / "mine.json")
+    assert code == 1
+    assert "layers are chosen by one half" in complaint
