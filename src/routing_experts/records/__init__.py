@@ -26,7 +26,15 @@ from routing_experts.records.results import (
     TaskResult,
 )
 from routing_experts.records.static import STATIC_NAME, StaticExport, StaticRow
-from routing_experts.records.study import STUDY_NAME, BaseAnswers, Contrast, LayerChoice, StudyRecord, StudyRun
+from routing_experts.records.study import (
+    STUDY_NAME,
+    ArmSpeed,
+    BaseAnswers,
+    Contrast,
+    LayerChoice,
+    StudyRecord,
+    StudyRun,
+)
 from routing_experts.records.tasks import TASKS_NAME, SideScore, Spread, TaskScore, TaskScores
 
 __all__ = [
@@ -40,6 +48,7 @@ __all__ = [
     "STATIC_NAME",
     "STUDY_NAME",
     "TASKS_NAME",
+    "ArmSpeed",
     "BaseAnswers",
     "BenchCase",
     "BenchRecord",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
 from routing_experts.records.results import RouteCount
@@ -120,12 +120,32 @@ class Contrast(Entry):
 
 
 @dataclass(frozen=True)
+class ArmSpeed(Entry):
+    """One contender timed beside the base model, which took turns with it on the same prompts.
+
+    Attributes:
+        arm, wanted, seed: which.
+        phase: until the first token, or a whole answer of a few tokens.
+        base_seconds, arm_seconds: every repetition.
+    """
+
+    arm: str
+    wanted: Share
+    seed: int
+    phase: Literal["prefill", "generate"]
+    batch: Positive
+    base_seconds: list[Seconds]
+    arm_seconds: list[Seconds]
+
+
+@dataclass(frozen=True)
 class StudyRecord(Entry):
     """All that a study measured; the contents of ``study.json``.
 
     Attributes:
         untrained: by skip rate, the base's accuracy without so many layers, chosen to harm least, and no training.
         base, layers: what the base says and which layers fixed controls drop; None in older records.
+        speeds: measured when nothing else ran, of the contenders whose models were at hand.
     """
 
     name: str
@@ -139,6 +159,7 @@ class StudyRecord(Entry):
     untrained: dict[str, Share] = field(default_factory=dict)
     base: BaseAnswers | None = None
     layers: LayerChoice | None = None
+    speeds: list[ArmSpeed] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Writes the file whole."""

@@ -42,26 +42,32 @@ def draw_layers(results: Results, look: Look) -> Figure:
     """Heat map of skip rates: a row a task, a column a layer; the first row is all questions together."""
     rows = [("all questions", results.routed.layer_skip_rates, results.routed.skip_rate)]
     rows += [(name, task.layer_skip_rates, task.skip_rate) for name, task in results.tasks.items()]
+    return draw_heat_map(rows, look)
+
+
+def draw_heat_map(rows: Sequence[tuple[str, Sequence[float], float]], look: Look) -> Figure:
+    """A row a name with its layers' skip rates and their mean; the first stands apart."""
+    num_layers = len(rows[0][1])
     figure = blank_figure(look, 1.25 + 0.29 * len(rows))
     axes = figure.add_subplot()
     tops = [0.0] + [i + 0.35 for i in range(1, len(rows))]  # a gap below the summary row
     for top, (_, rates, _) in zip(tops, rows, strict=True):
-        edges = np.arange(results.num_layers + 1) - 0.5
+        edges = np.arange(num_layers + 1) - 0.5
         cells = axes.pcolormesh(edges, [top, top + 1], [rates], cmap=look.colours, vmin=0, vmax=1)
-        cells.set(edgecolor=look.paper, linewidth=1.2 if results.num_layers <= 40 else 0.4)
+        cells.set(edgecolor=look.paper, linewidth=1.2 if num_layers <= 40 else 0.4)
     style_axes(axes, look, grid=False)
-    axes.set(xlim=(-0.5, results.num_layers - 0.5), ylim=(tops[-1] + 1, 0), xlabel="decoder layer")
+    axes.set(xlim=(-0.5, num_layers - 0.5), ylim=(tops[-1] + 1, 0), xlabel="decoder layer")
     axes.set_yticks([top + 0.5 for top in tops], [plain(name) for name, _, _ in rows])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if look.narrow else 17, integer=True))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     beside: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     for top, (_, _, mean) in zip(tops, rows, strict=True):
-        axes.annotate(f"{100 * mean:.0f} %", (results.num_layers - 0.5, top + 0.5), color=look.ink, **beside)
-    axes.annotate("mean", (results.num_layers - 0.5, -0.3), annotation_clip=False, color=look.faint, **beside)
+        axes.annotate(f"{100 * mean:.0f} %", (num_layers - 0.5, top + 0.5), color=look.ink, **beside)
+    axes.annotate("mean", (num_layers - 0.5, -0.3), annotation_clip=False, color=look.faint, **beside)
     _colour_key(figure, axes, look)
     figure.draw_without_rendering()
-    cell_width = axes.get_window_extent().width / figure.dpi / results.num_layers
+    cell_width = axes.get_window_extent().width / figure.dpi / num_layers
     if cell_width >= LEGIBLE_CELL:
         _write_rates(axes, look, tops, [rates for _, rates, _ in rows], min(8.0, 26 * cell_width))
     return figure

@@ -1,15 +1,14 @@
 """A run's page: one HTML file that holds its own figures and styles, and asks nothing of the network."""
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from routing_experts.errors import ReportError
-from routing_experts.records import GALLERY_NAME, LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
+from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
+from routing_experts.reports.exhibits import Exhibit, exhibits_of
 from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, smoothing_window
-from routing_experts.reports.gallery import MAX_SHOWN, GalleryItem, layers_in_words, load_gallery
-from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, data_uri, drawing_of, render
+from routing_experts.reports.gallery import layers_in_words
+from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, drawing_of, render
 from routing_experts.reports.routes import MAX_BARS, draw_routes
 from routing_experts.reports.summary import (
     by_task,
@@ -22,18 +21,6 @@ from routing_experts.reports.summary import (
     surroundings,
     times,
 )
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A gallery item as the page shows it."""
-
-    item: GalleryItem
-    picture: str | None
-    answers: tuple[tuple[str, str, bool], ...]
-    route: str
 
 
 def write_report(run_dir: Path) -> Path:
@@ -50,7 +37,7 @@ def write_report(run_dir: Path) -> Path:
     """
     results = Results.load(run_dir / RESULTS_NAME)
     log = read_log(run_dir / LOG_NAME) if (run_dir / LOG_NAME).exists() else []
-    exhibits = _exhibits(run_dir, results) if (run_dir / GALLERY_NAME).exists() else []
+    exhibits = exhibits_of(run_dir, results.num_layers)
     drawings = {drawing.title: drawing for drawing in _drawings(run_dir / FIGURES_FOLDER, results, log)}
     path = run_dir / REPORT_NAME
     write_text(path, _page(results, drawings, exhibits))
@@ -111,7 +98,7 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
         drawing_of(
             folder,
             "routes",
-            partial(draw_routes, results) if results.routes else None,
+            partial(draw_routes, results.routes, results.questions) if results.routes else None,
             f"The commonest of the routes that questions took, up to {MAX_BARS}: filled cells ran; the bar is the "
             "share of questions, the figure beside it how many of them were answered right.",
             f"Not drawn: {RESULTS_NAME} has no routes.",
@@ -137,39 +124,3 @@ def training_drawing(folder: Path, log: list[LogLine]) -> Drawing:
         f"Not drawn: the run has no {LOG_NAME}, or an empty one.",
         f"Cross-entropy and skip rate by step; stages: {stages}.",
     )
-
-
-def _exhibits(run_dir: Path, results: Results) -> list[Exhibit]:
-    path = run_dir / GALLERY_NAME
-    exhibits = []
-    for i, item in enumerate(load_gallery(path)[:MAX_SHOWN]):
-        if len(item.route) != results.num_layers:
-            raise ReportError(
-                f"{path}: [{i}].route has {len(item.route)} cells: a route has one for each layer, and {RESULTS_NAME} "
-                f"says num_layers={results.num_layers}. Write both files from the same run."
-            )
-        answers = (
-            ("dense", item.dense, item.is_right(item.dense)),
-            ("routed", item.routed, item.is_right(item.routed)),
-        )
-        picture = None if item.image is None else _picture(run_dir, item.image, f"{path}: [{i}].image")
-        exhibits.append(Exhibit(item, picture, answers, layers_in_words(item.route)))
-    return exhibits
-
-
-def _picture(run_dir: Path, name: str, where: str) -> str:
-    path = (run_dir / name).resolve()
-    if not path.is_relative_to(run_dir.resolve()):
-        raise ReportError(
-            f"{where} is {name!r}: pictures become part of the page, so they must lie in the run's folder, or a "
-            "report could carry any file away. Copy the picture there."
-        )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReportError(
-            f"{where} is {name!r}, which cannot be read ({error.strerror}). Put the PNG there."
-        ) from error
-    if not content.startswith(PNG_SIGNATURE):
-        raise ReportError(f"{where} is {name!r}, which is no PNG. Save the picture as PNG.")
-    return data_uri(content)
