@@ -1,11 +1,14 @@
 """`roe study` with runs of three steps: what it records, going on with a part, and folders of another plan."""
 
+import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
+from routing_experts.records import StudyRecord
 from routing_experts.studies.jobs import Job
 
 PLAN = {
@@ -77,6 +80,32 @@ def test_a_killed_study_goes_on_from_its_record_alone(roe, folder, tmp_path):
     assert {run["arm"]: run["right"] for run in whole["runs"]} == {
         run["arm"]: run["right"] for run in json.loads((folder / "record.json").read_text())["runs"]
     }
+
+
+def test_a_study_s_report_is_for_people_papers_and_programs(roe, folder):
+    """The models are at hand: they are timed, and asked what they win and lose."""
+    runs = folder / "runs"
+    said = roe("study", plan(folder), "--output", runs, "--minutes", "0", "--speed")
+    assert said[0] == 0, said
+    study = StudyRecord.load(runs / "study.json")
+    assert {one.arm for one in study.speeds} == set(PLAN["arms"]) - {"random"}
+    assert {(one.phase, one.batch) for one in study.speeds} == set(product(("prefill", "generate"), (1, 16)))
+    assert all(len(one.base_seconds) == len(one.arm_seconds) == 7 for one in study.speeds)
+    assert roe("report", runs)[0] == 0
+    page = (runs / "report.html").read_text()
+    assert page.count("<figure") == 8
+    assert "Not drawn" not in page
+    for title in ("Accuracy against work left out", "25.0 % left out", "Difficulty and depth", "the authors&#39; log"):
+        assert title in page or title.replace(" %", "\N{NO-BREAK SPACE}%") in page
+    rows = list(csv.DictReader((runs / "study.csv").open()))
+    assert {row["arm"]: row["accuracy"] for row in rows} == {run.arm: str(run.accuracy) for run in study.runs}
+    paper = (runs / "study.tex").read_text()
+    assert paper.count(r"\begin{table}") == paper.count(r"\end{table}") == 5
+    assert r"layers\_run" not in paper
+    assert r"25.0~\%" in paper
+    assert "| **routed** |" in (runs / "study.md").read_text()
+    if (runs / "gallery.json").exists():
+        assert "Wins and losses" in page
 
 
 def test_a_run_that_another_process_does_is_left_to_it(roe, folder, tmp_path):

@@ -1,9 +1,10 @@
 """``roe study``: contenders trained alike and asked the same questions, over seeds and skip rates."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 
 def study(
@@ -18,6 +19,9 @@ def study(
             "standard output."
         ),
     ] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Afterwards time the models that are at hand; let nothing else run.")
+    ] = False,
 ) -> None:
     """Train every contender of a study and compare them; a study that was cut short goes on.
 
@@ -31,9 +35,10 @@ def study(
     from routing_experts.cli.output import start, write_json
     from routing_experts.errors import ConfigError
     from routing_experts.records import STUDY_NAME, StudyRecord
-    from routing_experts.reports import print_study
+    from routing_experts.reports import print_study, reference_run
     from routing_experts.studies.compare import study_record
     from routing_experts.studies.contest import Contest
+    from routing_experts.studies.gallery import write_wins_and_losses
     from routing_experts.studies.jobs import jobs_of
     from routing_experts.studies.plan import load_study
 
@@ -57,7 +62,10 @@ def study(
                 if free:
                     contest.run(job)
     runs = [found for job in every if (found := contest.found(job)) is not None]
-    record = study_record(Path(name).stem, contest, runs)
+    speeds = _timed(contest, console) if speed else []
+    record = study_record(Path(name).stem, contest, runs, speeds)
+    if (shown := reference_run(record)) is not None:
+        write_wins_and_losses(contest, shown)
     if str(json) != "-":
         print_study(record, say.results)
     write_json(record.to_dict(), folder / STUDY_NAME, say, "study")  # where `roe report` looks for it
@@ -65,3 +73,13 @@ def study(
         write_json(record.to_dict(), json, say, "study")
     if left := sum(contest.found(job) is None for job in jobs):
         console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")
+
+
+def _timed(contest: Any, console: Console) -> list[Any]:
+    """Seconds of every contender whose model is at hand."""
+    from routing_experts.cli.common import progress_bar
+    from routing_experts.studies.speed import arm_speeds, timed_jobs
+
+    jobs = timed_jobs(contest)
+    with progress_bar(console, "timing", len(jobs)) as advance:
+        return arm_speeds(contest, jobs, advance)

@@ -1,5 +1,6 @@
 """A few questions with their pictures, both answers and the route: what the report shows of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -20,13 +21,19 @@ def write_gallery(folder: Path, questions: list[Question], dense: Evaluation, ro
     chosen: list[int] = []
     for round_ in range(SHOWN):
         chosen += [rows[round_] for _, rows in sorted(by_task.items()) if round_ < len(rows)]
+    some = chosen[:SHOWN]
+    parts = [Evaluation([e.questions[i] for i in some], [e.answers[i] for i in some]) for e in (dense, routed)]
+    save_gallery(folder, [questions[index] for index in some], *parts)
+
+
+def save_gallery(folder: Path, questions: Sequence[Question], dense: Evaluation, routed: Evaluation) -> None:
+    """Writes ``gallery.json`` and its pictures, of all the questions that are given."""
     pictures = folder / "gallery"
     pictures.mkdir(exist_ok=True)
     items = []
-    for number, index in enumerate(chosen[:SHOWN]):
-        question = questions[index]
+    for index, question in enumerate(questions):
         images = question.record.images
-        name = f"gallery/{number:02d}.png" if images else None
+        name = f"gallery/{index:02d}.png" if images else None
         if name:
             _thumbnail(load_image(images[0], question.record.id)).save(folder / name)
         items.append(

@@ -7,6 +7,7 @@ from routing_experts.reports.html import write_report
 from routing_experts.reports.progress import ProgressPage
 from routing_experts.reports.static import print_static, static_markdown
 from routing_experts.reports.study import print_study, study_markdown, write_study_report
+from routing_experts.reports.study_data import reference_run
 from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_budget, print_results, results_markdown
 from routing_experts.reports.tasks import print_tasks, tasks_markdown
@@ -21,6 +22,7 @@ __all__ = [
     "print_static",
     "print_study",
     "print_tasks",
+    "reference_run",
     "results_markdown",
     "static_markdown",
     "study_markdown",

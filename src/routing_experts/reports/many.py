@@ -22,7 +22,7 @@ def draw_budgets(runs: Mapping[str, Results], look: Look) -> Figure:
     axes = figure.add_subplot()
     style_axes(axes, look)
     for index, (name, results) in enumerate(runs.items()):
-        colour = _colour(index, look)
+        colour = colour_of(index, look)
         sweep = sorted(results.sweep, key=lambda point: point.keep_bias)
         axes.plot(
             [100 * point.skip_rate for point in sweep],
@@ -35,7 +35,7 @@ def draw_budgets(runs: Mapping[str, Results], look: Look) -> Figure:
         own = (100 * results.routed.skip_rate, 100 * results.routed.accuracy)
         axes.plot(*own, "o", color=colour, markersize=10, markeredgecolor=look.paper, label=plain(name))
     axes.set(xlabel="decoder layers skipped (%)", ylabel="accuracy (%)")
-    _legend(axes, look)
+    put_legend(axes, look)
     return figure
 
 
@@ -47,7 +47,7 @@ def draw_curves(logs: Mapping[str, Mapping[str, Sequence[LogLine]]], look: Look)
         style_axes(axes, look)
     for index, (group, runs) in enumerate(logs.items()):
         for number, log in enumerate(runs.values()):
-            style = {"color": _colour(index, look), "linewidth": 1.1, "linestyle": DASHES[number % len(DASHES)]}
+            style = {"color": colour_of(index, look), "linewidth": 1.1, "linestyle": DASHES[number % len(DASHES)]}
             label = _label(group, index) if number == 0 else None
             known = [(line.step, line.ce) for line in log if line.ce is not None]
             routed = [(line.step, 100 * line.skip_rate) for line in log if line.skip_rate is not None]
@@ -56,7 +56,7 @@ def draw_curves(logs: Mapping[str, Mapping[str, Sequence[LogLine]]], look: Look)
     losses.set(yscale="log", ylabel="cross-entropy (nats)")
     rates.set(ylabel="layers skipped (%)", xlabel="optimiser step")
     rates.set_ylim(bottom=0)
-    _legend(losses, look)
+    put_legend(losses, look)
     figure.align_ylabels()
     return figure
 
@@ -75,16 +75,16 @@ def draw_arms(study: StudyRecord, look: Look) -> Figure:
     for index, rate in enumerate(rates):
         runs = [run for run in study.runs if run.wanted == rate]
         rows = [names.index(run.arm) for run in runs]
-        style: dict[str, Any] = {"color": _colour(index, look), "markersize": 5, "alpha": 0.75}
+        style: dict[str, Any] = {"color": colour_of(index, look), "markersize": 5, "alpha": 0.75}
         axes.plot([100 * run.accuracy for run in runs], rows, "o", label=f"{rate:.0%} skipped", **style)
         for arm in {run.arm for run in runs}:
             row = names.index(arm)
-            axes.vlines(means[arm, rate], row - 0.3, row + 0.3, color=_colour(index, look))
+            axes.vlines(means[arm, rate], row - 0.3, row + 0.3, color=colour_of(index, look))
     axes.axvline(100 * study.base_accuracy, color=look.faint, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.grid(axis="x", color=look.line, linewidth=0.7)
     axes.set(xlabel="accuracy (%)", ylim=(-0.6, len(names) - 0.4))
-    _legend(axes, look)
+    put_legend(axes, look)
     return figure
 
 
@@ -99,11 +99,13 @@ def _label(group: str, index: int) -> str | None:
     return "others" if index == len(COLOURS) else None
 
 
-def _colour(index: int, look: Look) -> str:
+def colour_of(index: int, look: Look) -> str:
+    """A series' colour: the look's own first, then those that stand out beside it."""
     return look.routed if index == 0 else COLOURS[min(index, len(COLOURS)) - 1]
 
 
-def _legend(axes: Axes, look: Look) -> None:
+def put_legend(axes: Axes, look: Look) -> None:
+    """A legend above the axes, if there is something to name."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         columns = 2 if look.narrow else min(4, len(handles))

@@ -16,8 +16,16 @@ from routing_experts.records import (
     read_log,
     write_text,
 )
+from routing_experts.reports.exhibits import exhibits_of
+from routing_experts.reports.figures import draw_heat_map
+from routing_experts.reports.gallery import layers_in_words
 from routing_experts.reports.many import draw_arms, draw_curves
-from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, drawing_of, render
+from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, drawing_of, render
+from routing_experts.reports.routes import draw_routes
+from routing_experts.reports.study_data import authors_routes, depths, fronts_of, main_rate, reference_run
+from routing_experts.reports.study_figures import draw_depths, draw_difficulty, draw_front, draw_layer_rates
+from routing_experts.reports.study_files import latex_tables, study_csv
+from routing_experts.reports.study_tables import rate_grids, routes_grid, task_grid
 from routing_experts.reports.summary import NONE, Grid, percent, points, span
 from routing_experts.reports.table import grids_markdown, print_grids
 
@@ -66,28 +74,153 @@ def study_markdown(study: StudyRecord) -> str:
     return grids_markdown(study_grids(study))
 
 
+def front_grids(study: StudyRecord) -> list[Grid]:
+    """The main table by rate, the reference by task, its routes beside the authors'."""
+    run, by_task = reference_run(study), task_grid(study)
+    routes = [routes_grid(study, run)] if run else []
+    return [*rate_grids(study), *([by_task] if by_task else []), *routes]
+
+
 def write_study_report(folder: Path) -> Path:
-    """Writes ``report.html`` for a study's folder: tables, accuracies of all seeds, and their training curves.
+    """Writes ``report.html`` for a study's folder, and its tables as ``study.md``, ``study.csv`` and ``study.tex``.
 
     Raises:
         ReportError: if ``study.json`` is missing or does not fit.
     """
     study = StudyRecord.load(folder / STUDY_NAME)
+    grids = [*front_grids(study), *study_grids(study)]
+    figures = folder / FIGURES_FOLDER
+    drawings = [*_front_drawings(study, figures), *_curves(study, folder, figures)]
+    num_layers = len(study.runs[0].layer_skip_rates) if study.runs else 0
+    page = render(
+        "study.html.jinja",
+        title=f"study {study.name}",
+        date=str(study.environment.get("date", ""))[:10],
+        headline=f"{_plural(len({run.arm for run in study.runs}), 'contender')}, "
+        f"{_plural(len(study.runs), 'run')}, {study.questions:,} questions each",
+        tiles=_tiles(study),
+        front=drawings[0],
+        main=front_grids(study),
+        drawings=drawings[1:],
+        others=study_grids(study),
+        exhibits=exhibits_of(folder, num_layers),
+    )
+    write_text(folder / REPORT_NAME, page)
+    write_text(folder / "study.md", grids_markdown(grids))
+    write_text(folder / "study.csv", study_csv(study))
+    write_text(folder / "study.tex", latex_tables(grids))
+    return folder / REPORT_NAME
+
+
+def _tiles(study: StudyRecord) -> list[tuple[str, str, str]]:
+    """What the main rate came to: the reference, the base, and the best of all rivals."""
+    reference, rate = str(study.plan.get("reference", "routed")), main_rate(study)
+    runs = [run for run in study.runs if (run.arm, run.wanted) == (reference, rate)]
+    if not runs:
+        return []
+    own = mean(run.accuracy for run in runs)
+    tiles = [
+        (f"{reference} at {percent(mean(run.skip_rate for run in runs))}", percent(own), _plural(len(runs), "seed")),
+        ("to the base model", points(own - study.base_accuracy), f"base {percent(study.base_accuracy)}"),
+    ]
+    rivals = [one for one in study.contrasts if one.wanted == rate and not _is_dense(study, one.second)]
+    if rivals:
+        best = min(rivals, key=lambda one: one.difference)
+        tiles.append((f"to {best.second}, the best rival", points(best.difference), span(best.low, best.high)))
+    return tiles
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count:,} {name}" + ("" if count == 1 else "s")
+
+
+def _is_dense(study: StudyRecord, arm: str) -> bool:
+    return all(run.wanted == 0 for run in study.runs if run.arm == arm)
+
+
+def _front_drawings(study: StudyRecord, figures: Path) -> list[Drawing]:
+    fronts, run = fronts_of(study), reference_run(study)
+    num_layers = len(run.layer_skip_rates) if run else 0
+    authors, of = authors_routes(), f"{run.arm} at {percent(run.wanted)}, seed {run.seed}" if run else ""
+    missing = "Not drawn: the record holds no routes."
+    is_told = run is not None and bool(run.task_layer_skip_rates)
+    return [
+        drawing_of(
+            figures,
+            "Accuracy against work left out",
+            partial(draw_front, study, fronts) if fronts else None,
+            "A line an arm at the mean of its seeds, a band from the worst to the best. Up and to the right is better.",
+            missing,
+            "; ".join(
+                f"{arm}: " + ", ".join(f"{percent(mean(p.accuracies))} at {percent(p.skip_rate)}" for p in front)
+                for arm, front in fronts.items()
+            ),
+        ),
+        drawing_of(
+            figures,
+            "Which layers each task skips",
+            partial(draw_heat_map, _heat_rows(run)) if run and is_told else None,
+            f"Of {of}: how often each decoder layer is skipped, in per cent of the questions. Layers count from 0.",
+            missing,
+            "; ".join(f"{task} {percent(rate)}" for task, rate in run.task_skip_rate.items()) if run else "",
+        ),
+        drawing_of(
+            figures,
+            "How often each layer is skipped",
+            partial(draw_layer_rates, run.layer_skip_rates, authors.layer_skip_rates) if run else None,
+            f"Of {of}, and of the 12,584 examples that the authors of the method logged of their 32 layers.",
+            missing,
+            "Skip rate by depth, here and in the authors' log.",
+        ),
+        drawing_of(
+            figures,
+            "How many layers questions skip",
+            partial(draw_depths, run, num_layers, authors.skipped) if run else None,
+            f"Of {of}, bars; the authors' log, line: as a share of each model's own layers.",
+            missing,
+            "; ".join(f"{count} skipped: {percent(s)}" for count, s in depths(run, num_layers).items()) if run else "",
+        ),
+        drawing_of(
+            figures,
+            "Commonest routes",
+            partial(draw_routes, run.routes, len(run.right)) if run else None,
+            f"Of {of}: filled cells ran; the bar is the share of questions, beside it how many were answered right.",
+            missing,
+            "; ".join(f"{layers_in_words([k == '1' for k in r.keeps])} {r.questions}" for r in run.routes[:5])
+            if run
+            else "",
+        ),
+        drawing_of(
+            figures,
+            "Difficulty and depth",
+            partial(draw_difficulty, study, run, num_layers) if run and study.base else None,
+            f"Of {of}. Difficulty: the loss that the base model, not trained further, has on the right answer.",
+            missing,
+            "Layers run and answers right, by tenths of difficulty.",
+        ),
+        drawing_of(
+            figures,
+            "Accuracy by arm",
+            partial(draw_arms, study) if study.runs else None,
+            "A mark a seed, a bar at the mean; dashed: the base model, not trained further.",
+            "Not drawn: nothing has run.",
+            "; ".join(f"{one.arm} seed {one.seed}: {percent(one.accuracy)}" for one in study.runs),
+        ),
+    ]
+
+
+def _heat_rows(run: StudyRun) -> list[tuple[str, list[float], float]]:
+    rows = [("all questions", list(run.layer_skip_rates), run.skip_rate)]
+    return rows + [(task, rates, run.task_skip_rate[task]) for task, rates in run.task_layer_skip_rates.items()]
+
+
+def _curves(study: StudyRecord, folder: Path, figures: Path) -> list[Drawing]:
     logs: dict[str, dict[str, list[LogLine]]] = {}
     order = {arm: number for number, arm in enumerate(study.plan.get("arms", {}))}
     paths = folder.glob(f"*/seed-*/{LOG_NAME}")
     for path in sorted(paths, key=lambda path: (order.get(path.parts[-3].rsplit("-", 1)[0], len(order)), path)):
         logs.setdefault(path.parts[-3], {})[path.parts[-2]] = read_log(path)
-    figures = folder / FIGURES_FOLDER
-    drawings = [
-        drawing_of(
-            figures,
-            "Accuracy by arm",
-            partial(draw_arms, study),
-            "A mark a seed, a bar at the mean; dashed: the base model, not trained further.",
-            "Not drawn.",
-            "; ".join(f"{run.arm} seed {run.seed}: {percent(run.accuracy)}" for run in study.runs),
-        ),
+    return [
         drawing_of(
             figures,
             "Curves of every seed",
@@ -95,19 +228,8 @@ def write_study_report(folder: Path) -> Path:
             "A colour an arm and rate, a dash a seed. Cross-entropy is logarithmic.",
             "Not drawn: the folder holds no training logs.",
             "Training curves of " + ", ".join(logs),
-        ),
+        )
     ]
-    page = render(
-        "many.html.jinja",
-        title=f"study {study.name}",
-        date=str(study.environment.get("date", ""))[:10],
-        headline=f"{len({run.arm for run in study.runs})} contenders, {len(study.runs)} runs, "
-        f"{study.questions:,} questions each",
-        grids=study_grids(study),
-        drawings=drawings,
-    )
-    write_text(folder / REPORT_NAME, page)
-    return folder / REPORT_NAME
 
 
 def _arm_row(arm: str, runs: list[StudyRun]) -> tuple[str, ...]:

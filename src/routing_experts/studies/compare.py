@@ -6,13 +6,13 @@ from dataclasses import asdict
 import numpy as np
 
 from routing_experts.evaluation.paired import paired_difference
-from routing_experts.records import Contrast, StudyRecord, StudyRun, environment
+from routing_experts.records import ArmSpeed, Contrast, StudyRecord, StudyRun, environment
 from routing_experts.studies.contest import Contest
 from routing_experts.studies.plan import Study
 
 
-def study_record(name: str, contest: Contest, runs: Sequence[StudyRun]) -> StudyRecord:
-    """All runs, and every arm against the reference at each rate."""
+def study_record(name: str, contest: Contest, runs: Sequence[StudyRun], speeds: Sequence[ArmSpeed] = ()) -> StudyRecord:
+    """All runs, and every arm against the reference at each rate; with what was timed, now or in an earlier record."""
     study, base = contest.study, contest.answers_of_base
     return StudyRecord(
         name=name,
@@ -26,6 +26,7 @@ def study_record(name: str, contest: Contest, runs: Sequence[StudyRun]) -> Study
         untrained=contest.choice.untrained,
         base=base,
         layers=contest.choice,
+        speeds=list(speeds) or contest.known_speeds,
     )
 
 

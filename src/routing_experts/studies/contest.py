@@ -21,7 +21,7 @@ from routing_experts.evaluation.pruning import TokenPruner, image_shares, share_
 from routing_experts.evaluation.questions import Question, digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
-from routing_experts.records import BaseAnswers, LayerChoice, StudyRecord, StudyRun, load_json, save_json
+from routing_experts.records import ArmSpeed, BaseAnswers, LayerChoice, StudyRecord, StudyRun, load_json, save_json
 from routing_experts.studies.base import base_answers
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.layers import layer_choice
@@ -109,6 +109,11 @@ class Contest:
             if there is not None and there != asked:
                 raise ConfigError(f"{where} was asked with {name} {there}, the study has {asked}. {remedy}")
 
+    @property
+    def known_speeds(self) -> list[ArmSpeed]:
+        """What an earlier record timed."""
+        return list(self._record.speeds) if self._record else []
+
     @cached_property
     def base(self) -> Any:
         """The base model."""
@@ -172,9 +177,12 @@ class Contest:
         """What trains a run, its fixed layers chosen."""
         return self._recipe(job, self._layers(job))
 
+    def model_job(self, job: Job) -> Job:
+        """The run whose folder holds the model that a job asks: another's, where nothing is trained for it."""
+        return self._source(job) if self.study.arms[job.arm].control == "pruning" else job
+
     def _recipe(self, job: Job, layers: Sequence[int]) -> Recipe:
-        arm = self.study.arms[job.arm]
-        trained = self._source(job) if arm.control == "pruning" else job
+        trained = self.model_job(job)
         folder = trained.folder(self.output)
         return self.study.arm_recipe(trained.arm, trained.rate, job.seed, folder, self.num_layers, layers)
 

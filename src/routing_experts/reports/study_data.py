@@ -1,0 +1,135 @@
+"""What a study's tables and figures are made of: each arm's front, its numbers by task, routes and depths."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from statistics import mean, median
+
+from routing_experts.records import BaseAnswers, Contrast, StudyRecord, StudyRun
+
+MAIN_RATE = 0.3  # the paper's
+TENTHS = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm at a rate.
+
+    Attributes:
+        wanted: what was asked for.
+        skip_rate: mean over seeds.
+        accuracies: by seed.
+    """
+
+    wanted: float
+    skip_rate: float
+    accuracies: list[float]
+
+
+Front = list[Point]
+
+
+def fronts_of(study: StudyRecord) -> dict[str, Front]:
+    """Each arm that saves something, by rising rate; the reference first, then in the plan's order."""
+    reference = str(study.plan.get("reference", "routed"))
+    order = {arm: (arm != reference, place) for place, arm in enumerate(study.plan.get("arms", {}))}
+    groups: dict[str, dict[float, list[StudyRun]]] = {}
+    for run in study.runs:
+        if run.wanted:
+            groups.setdefault(run.arm, {}).setdefault(run.wanted, []).append(run)
+    names = sorted(groups, key=lambda arm: order.get(arm, (True, len(order))))
+    return {
+        name: [
+            Point(wanted, mean(run.skip_rate for run in runs), [run.accuracy for run in runs])
+            for wanted, runs in sorted(groups[name].items())
+        ]
+        for name in names
+    }
+
+
+def main_rate(study: StudyRecord) -> float:
+    """The study's rate that is nearest to the paper's."""
+    reference = str(study.plan.get("reference", "routed"))
+    rates = {run.wanted for run in study.runs if run.arm == reference and run.wanted}
+    return min(rates, key=lambda rate: abs(rate - MAIN_RATE), default=0.0)
+
+
+def reference_run(study: StudyRecord) -> StudyRun | None:
+    """The reference at the main rate, of the first seed; None if there is none with its routes."""
+    reference, rate = str(study.plan.get("reference", "routed")), main_rate(study)
+    runs = [run for run in study.runs if (run.arm, run.wanted) == (reference, rate) and run.routes]
+    return min(runs, key=lambda run: run.seed, default=None)
+
+
+def accuracy_at(study: StudyRecord, contrast: Contrast) -> tuple[float, list[float]]:
+    """A contrast's second arm: its mean accuracy and that of each seed, mixtures of two runs included."""
+    of_first = {
+        run.seed: run.accuracy for run in study.runs if (run.arm, run.wanted) == (contrast.first, contrast.wanted)
+    }
+    by_seed = [of_first[seed] - gap for seed, gap in zip(contrast.seeds, contrast.by_seed, strict=True)]
+    return mean(by_seed), by_seed
+
+
+def speed_up(study: StudyRecord, arm: str, wanted: float, batch: int) -> float | None:
+    """Base over arm, of medians of whole answers; None where it was not timed."""
+    for one in study.speeds:
+        if (one.arm, one.wanted, one.batch, one.phase) == (arm, wanted, batch, "generate"):
+            return median(one.base_seconds) / median(one.arm_seconds)
+    return None
+
+
+def depths(run: StudyRun, num_layers: int) -> dict[int, float]:
+    """The share of questions by the number of layers that they skipped."""
+    if not run.layers_run:
+        return {round(run.skip_rate * num_layers): 1.0}
+    counts = Counter(num_layers - int(mark, 36) for mark in run.layers_run)
+    return {count: counts[count] / len(run.layers_run) for count in sorted(counts)}
+
+
+def tenth_shares(base: BaseAnswers, values: Sequence[float]) -> list[float]:
+    """The mean of a value over each tenth of the questions, from the easiest."""
+    parts: list[list[float]] = [[] for _ in range(TENTHS)]
+    for mark, value in zip(base.tenth_of, values, strict=True):
+        parts[int(mark)].append(value)
+    return [mean(part) if part else 0.0 for part in parts]
+
+
+@dataclass(frozen=True)
+class AuthorsRoutes:
+    """What the authors of the method logged of theirs (see the file's own description).
+
+    Attributes:
+        layer_skip_rates: of each decoder layer.
+        skipped: the share of questions by the share of layers that they skipped.
+        distinct: how many routes there are.
+        top_share: of questions, that the five commonest cover.
+        skip_rate: of all decisions.
+    """
+
+    layer_skip_rates: list[float]
+    skipped: dict[float, float]
+    distinct: int
+    top_share: float
+    skip_rate: float
+
+
+@cache
+def authors_routes() -> AuthorsRoutes:
+    """The authors' log, counted."""
+    logged = json.loads(files("routing_experts.evaluation.bench").joinpath("authors_routes.json").read_text())
+    routes: dict[str, int] = logged["routes"]
+    total, num_layers = sum(routes.values()), int(logged["layers"])
+    rates = [sum(n for route, n in routes.items() if route[layer] == "1") / total for layer in range(num_layers)]
+    skipped: Counter[int] = Counter()
+    for route, count in routes.items():
+        skipped[route.count("1")] += count
+    return AuthorsRoutes(
+        layer_skip_rates=rates,
+        skipped={count / num_layers: skipped[count] / total for count in sorted(skipped)},
+        distinct=len(routes),
+        top_share=sum(sorted(routes.values())[-5:]) / total,
+        skip_rate=mean(rates),
+    )

@@ -1,0 +1,120 @@
+"""A study's tables: the main one by rate, the reference by task, and its routes beside the authors'."""
+
+from statistics import mean
+
+from routing_experts.records import Contrast, StudyRecord, StudyRun
+from routing_experts.reports.study_data import accuracy_at, authors_routes, main_rate, speed_up
+from routing_experts.reports.summary import NONE, Grid, percent, points, span, times
+
+BATCHES = (1, 16)
+NOTE = (
+    "Left out: share of layers times tokens at prefill. Differences in points, paired by question over the same seeds. "
+    "Controls that drop whole layers are mixtures of the two nearest, where the rate lies between. Speed-up: measured, "
+    "of whole answers, to the base model, which took turns."
+)
+
+
+def rate_grids(study: StudyRecord) -> list[Grid]:
+    """The main table, one part a rate: every arm with its distance to the reference and its measured speed."""
+    reference = str(study.plan.get("reference", "routed"))
+    rates = sorted({run.wanted for run in study.runs if run.arm == reference and run.wanted})
+    return [_rate_grid(study, reference, rate, NOTE if rate == rates[-1] else "") for rate in rates]
+
+
+def _rate_grid(study: StudyRecord, reference: str, rate: float, note: str) -> Grid:
+    own = [run for run in study.runs if (run.arm, run.wanted) == (reference, rate)]
+    seeds = [run.accuracy for run in own]
+    left_out = percent(mean(run.skip_rate for run in own))
+    first = (reference, percent(mean(seeds)), _by_seed(seeds), left_out, NONE, NONE)
+    rows: list[tuple[str, ...]] = [first + _speeds(study, reference, rate)]
+    contrasts = [contrast for contrast in study.contrasts if contrast.wanted == rate]
+    for contrast in sorted(contrasts, key=lambda one: one.difference):
+        rows.append(_contrast_row(study, contrast))
+    columns = ("arm", "accuracy", "by seed", "left out", f"{reference} minus it", "95 % interval")
+    titles = tuple(f"speed-up, batch {batch}" for batch in BATCHES)
+    return Grid(f"{percent(rate)} left out", columns + titles, tuple(rows), highlighted=0, note=note)
+
+
+def _contrast_row(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
+    accuracy, by_seed = accuracy_at(study, contrast)
+    runs = [run for run in study.runs if run.arm == contrast.second]
+    is_dense = all(run.wanted == 0 for run in runs)
+    exact = [run.skip_rate for run in runs if run.wanted == contrast.wanted]
+    left_out = 0.0 if is_dense else mean(exact) if exact else contrast.wanted
+    speeds = _speeds(study, contrast.second, 0.0 if is_dense else contrast.wanted)
+    return (
+        contrast.second,
+        percent(accuracy),
+        _by_seed(by_seed),
+        percent(left_out),
+        points(contrast.difference),
+        span(contrast.low, contrast.high),
+        *speeds,
+    )
+
+
+def _speeds(study: StudyRecord, arm: str, rate: float) -> tuple[str, ...]:
+    found = [speed_up(study, arm, rate, batch) for batch in BATCHES]
+    return tuple(NONE if value is None else times(value) for value in found)
+
+
+def _by_seed(accuracies: list[float]) -> str:
+    return " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+
+
+def task_grid(study: StudyRecord) -> Grid | None:
+    """The reference by task and rate: accuracy and what is skipped, means of seeds, beside the base model."""
+    reference = str(study.plan.get("reference", "routed"))
+    runs = [run for run in study.runs if run.arm == reference and run.wanted]
+    if study.base is None or not runs:
+        return None
+    rates = sorted({run.wanted for run in runs})
+    right = {task: _share_right(study, task) for task in study.base.tasks}
+    rows = tuple(
+        (task, percent(right[task]), *(_task_cell([run for run in runs if run.wanted == rate], task) for rate in rates))
+        for task in study.base.tasks
+    )
+    columns = ("task", "base model", *(f"at {percent(rate)}" for rate in rates))
+    note = "Accuracy, and in brackets the share of layers skipped; means over seeds."
+    return Grid(f"By task: {reference}", columns, rows, note=note)
+
+
+def _share_right(study: StudyRecord, task: str) -> float:
+    assert study.base is not None
+    mark = study.base.tasks.index(task)
+    rights = [r == "1" for r, t in zip(study.base.right, study.base.task_of, strict=True) if int(t, 36) == mark]
+    return mean(rights) if rights else 0.0
+
+
+def _task_cell(runs: list[StudyRun], task: str) -> str:
+    accuracy, skipped = (mean(getattr(run, name)[task] for run in runs) for name in ("task_accuracy", "task_skip_rate"))
+    return f"{percent(accuracy)} ({percent(skipped)})"
+
+
+def routes_grid(study: StudyRecord, run: StudyRun) -> Grid:
+    """What routes are like, here and in the authors' log."""
+    theirs, questions = authors_routes(), len(run.right)
+    top = sum(route.questions for route in run.routes[:5]) / questions
+    nothing = run.layers_run.count(max(run.layers_run, default="0")) / questions if run.layers_run else 1.0
+    rows = (
+        ("decisions that skip", percent(run.skip_rate), percent(theirs.skip_rate)),
+        ("distinct routes", _count(run), f"{theirs.distinct:,}"),
+        ("the five commonest cover", percent(top), percent(theirs.top_share)),
+        ("questions at the fewest skipped", percent(nothing), percent(theirs.skipped[min(theirs.skipped)])),
+        ("layers that some skip and some run", percent(run.varied_layers), percent(_varied(theirs.layer_skip_rates))),
+        ("bits that a route tells of the task", f"{run.route_information:.2f}", NONE),
+    )
+    note = (
+        f"Here: {run.arm} at {percent(main_rate(study))}, seed {run.seed}, {questions:,} questions. The authors' log: "
+        "12,584 examples, 32 layers, probably GQA with LLaVA-1.5-7B at a target of 30 %; the log names neither."
+    )
+    return Grid("Routes", ("", "here", "the authors' log"), rows, note=note)
+
+
+def _count(run: StudyRun) -> str:
+    covered = sum(route.questions for route in run.routes)
+    return f"{len(run.routes)}" if covered == len(run.right) else f"over {len(run.routes)}"
+
+
+def _varied(rates: list[float]) -> float:
+    return sum(0.05 <= rate <= 0.95 for rate in rates) / len(rates)
