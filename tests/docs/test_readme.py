@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 TABLE_OF: dict[str, tuple[type, set[str]]] = {  # heading in docs/recipes.md → its dataclass, and fields no recipe sets
     "A recipe": (Recipe, set()),
-    "roe": (RoEConfig, {"markers", "base", "format_version"}),
+    "roe": (RoEConfig, {"markers", "base", "stripped", "format_version"}),
     "stages": (Stage, set()),
     "annealing": (Annealing, set()),
     "data": (DataSettings, set()),
@@ -68,6 +68,9 @@ def check_roe(words: list[str]) -> None:
         return
     assert words[0] in verbs(), f"{shown}: roe has {', '.join(sorted(verbs()))}"
     command = verbs()[words[0]]
+    if hasattr(command, "commands"):
+        assert len(words) > 1 and words[1] in command.commands, f"{shown}: it has {', '.join(command.commands)}"
+        command = command.commands[words[1]]
     options = {name for p in command.params for name in (*p.opts, *p.secondary_opts) if name.startswith("-")}
     unknown = [w for w in words[1:] if w.startswith("-") and w.split("=")[0] not in options | {"--help"}]
     assert not unknown, f"{shown}: no option {unknown}, only {sorted(options)}"
