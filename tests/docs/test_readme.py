@@ -69,7 +69,8 @@ def check_roe(words: list[str]) -> None:
     assert words[0] in verbs(), f"{shown}: roe has {', '.join(sorted(verbs()))}"
     command = verbs()[words[0]]
     if hasattr(command, "commands"):
-        assert len(words) > 1 and words[1] in command.commands, f"{shown}: it has {', '.join(command.commands)}"
+        assert words[1:2], f"{shown}: it has {', '.join(command.commands)}"
+        assert words[1] in command.commands, f"{shown}: it has {', '.join(command.commands)}"
         command = command.commands[words[1]]
     options = {name for p in command.params for name in (*p.opts, *p.secondary_opts) if name.startswith("-")}
     unknown = [w for w in words[1:] if w.startswith("-") and w.split("=")[0] not in options | {"--help"}]
