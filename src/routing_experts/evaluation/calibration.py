@@ -74,12 +74,13 @@ class RateMeter:
         return cache.route
 
 
-def find_bias(meter: RateMeter, wanted: float) -> Found:
+def find_bias(meter: RateMeter, wanted: float, tolerance: float = TOO_FAR) -> Found:
     """The bias whose rate is nearest to the wanted one, by bisection; a higher bias skips less.
 
     Args:
         meter: of the questions to calibrate on.
         wanted: share of all decoder layers.
+        tolerance: how far the rate may be off.
 
     Raises:
         ConfigError: if no bias can give that rate, because too few layers are routed or routers do not decide.
@@ -108,7 +109,7 @@ def find_bias(meter: RateMeter, wanted: float) -> Found:
             skips_more = middle
         else:
             skips_less = middle
-    if abs(best.skip_rate - wanted) > TOO_FAR:
+    if abs(best.skip_rate - wanted) > tolerance:
         raise ConfigError(
             f"skip rate {wanted}: no bias gives it; the nearest is {best.skip_rate:.3f} at {best.keep_bias:+.3f}, "
             "since too many routers decide alike at once. Choose that rate, or train for the wanted one."
@@ -116,13 +117,13 @@ def find_bias(meter: RateMeter, wanted: float) -> Found:
     return best
 
 
-def calibration(meter: RateMeter, heldout: RateMeter | None, wanted: float) -> Calibration:
+def calibration(meter: RateMeter, heldout: RateMeter | None, wanted: float, tolerance: float = TOO_FAR) -> Calibration:
     """Finds the bias for a wanted rate and says what it does, on held-out questions too if there are any.
 
     Raises:
         ConfigError: as ``find_bias`` does.
     """
-    found = find_bias(meter, wanted)
+    found = find_bias(meter, wanted, tolerance)
     return Calibration(
         wanted=wanted,
         keep_bias=found.keep_bias,

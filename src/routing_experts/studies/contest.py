@@ -231,7 +231,11 @@ class Contest:
         return outcome(self.study, job, asked, recipe, None, pruner.left_out)
 
     def _calibrate(self, trained: Trained, rate: float) -> tuple[float, float]:
-        """The rate without a bias and the bias for the wanted one, which the model's folder then holds."""
-        found = calibration(RateMeter(trained.model, self.processor, self.training_questions), None, rate)
+        """The rate without a bias and the bias for the wanted one, which the model's folder then holds.
+
+        Where too many routers decide alike, the nearest rate is taken: how far it is off is a finding, and recorded.
+        """
+        meter = RateMeter(trained.model, self.processor, self.training_questions)
+        found = calibration(meter, None, rate, tolerance=1.0)
         with_bias(trained.model, found.keep_bias).roe_config.save(trained.folder)
         return found.raw_skip_rate, found.keep_bias
