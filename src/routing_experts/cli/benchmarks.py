@@ -1,6 +1,8 @@
 """The part of ``roe evaluate`` that runs lmms-eval's tasks."""
 
+import io
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from routing_experts.cli.common import model_folder
@@ -57,7 +59,8 @@ def evaluate_tasks(
         output=Path(folder) if is_run else Path("."),
         settings={"device": device},
     )
-    record = run_tasks(folder, plan, sides_of(routed, skip_ratios))
+    with redirect_stderr(io.StringIO()) if say.quiet else nullcontext():  # the bars of lmms-eval and its libraries
+        record = run_tasks(folder, plan, sides_of(routed, skip_ratios))
     if str(target) != "-":
         print_tasks(record, say.results)
     target = target or (Path(folder) / TASKS_NAME if is_run else None)

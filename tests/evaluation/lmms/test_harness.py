@@ -36,6 +36,12 @@ def test_a_folder_of_tasks_that_is_not_there_is_named(tmp_path):
         run_tasks("nowhere", Plan(("gqa",), include=(tmp_path / "none",)), sides_of(True, ()))
 
 
+def test_several_processes_are_sent_to_lmms_eval(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EvaluationError, match="Start lmms-eval itself"):
+        run_tasks("nowhere", Plan(("gqa",)), sides_of(True, ()))
+
+
 def test_sides_stand_beside_each_other(routed_folder, digits, tmp_path):
     plan = Plan(("roe_digits",), (digits,), 24, 8, tmp_path / "log", tmp_path, {"device": "cpu"})
     record = run_tasks(str(routed_folder), plan, sides_of(True, (0.05,)))

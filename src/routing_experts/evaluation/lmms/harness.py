@@ -80,6 +80,11 @@ def run_tasks(folder: str, plan: Plan, sides: Sequence[Side]) -> TaskScores:
         MissingExtraError: without lmms-eval.
     """
     need("lmms_eval", "eval", "roe evaluate --tasks")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EvaluationError(
+            "roe evaluate --tasks in several processes: it sets sides beside each other in one. Start lmms-eval itself "
+            "on several, once a side: accelerate launch … -m lmms_eval --model roe …"
+        )
     with _quiet():
         manager = _manager(plan.include)
         tasks = _known(manager, plan.tasks)

@@ -46,6 +46,11 @@ class SampleLog:
                 f"{folder} cannot hold samples ({error.strerror}). Give another folder (log=…)."
             ) from error
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a folder."""
+        return self.folder is not None
+
     def get(self, asked: Asked, key: str) -> dict[str, Any] | None:
         """What a sample got earlier, if it was shown the same and may be kept."""
         found = self._kept.get(asked.id)
@@ -53,15 +58,10 @@ class SampleLog:
 
     def add(self, line: dict[str, Any]) -> None:
         """Notes a finished sample, on disk when this returns."""
-        self._kept[line["id"]] = line
         if self.folder is not None:
+            self._kept[line["id"]] = line
             with (self.folder / f"samples-{self._rank}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-    @property
-    def lines(self) -> dict[str, dict[str, Any]]:
-        """All that is kept, by sample."""
-        return dict(self._kept)
 
     def _claim(self, path: Path, asked_as: dict[str, Any]) -> None:
         if not path.is_file():

@@ -158,7 +158,7 @@ class ChatModel(lmms):
             records: dict[int, Record] = {}
             keys: dict[int, str] = {}
             for place in places:
-                records[place], keys[place] = _read(asked[place])
+                records[place], keys[place] = _read(asked[place], self.log.is_kept)
                 if (kept := self.log.get(asked[place], keys[place])) is not None:
                     found[place] = kept
                 else:
@@ -261,11 +261,11 @@ def _batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
             yield places[start : start + size]
 
 
-def _read(asked: Asked) -> tuple[Record, str]:
-    """A sample as a record, and the hash of it."""
+def _read(asked: Asked, is_kept: bool) -> tuple[Record, str]:
+    """A sample as a record, and the hash of it where one is wanted."""
     try:
         record = replace(asked.read(), id=asked.id)
-        return record, key_of(record, asked)
+        return record, key_of(record, asked) if is_kept else ""
     except RoutingExpertsError as error:
         raise EvaluationError(f"sample {asked.id} cannot be read: {error}") from error
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:
