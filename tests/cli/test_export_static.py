@@ -40,7 +40,7 @@ def test_it_is_generated_with_and_evaluated(roe, exported):
     assert "of 24" in said
     code, _, complaint = roe("evaluate", exported, "--questions", "8", "--record-routes", exported / "routes.jsonl")
     assert code == 1
-    assert "decides nothing" in complaint
+    assert "no routes to record" in complaint
 
 
 @pytest.mark.parametrize(
