@@ -101,7 +101,9 @@ def _evaluate_questions(
         refuse_repeated([question.record.id for question in asked], f"the questions of {data}")
     if not is_routed_folder(model_folder(folder)) or is_static_folder(model_folder(folder)):
         if record_routes is not None:
-            raise RouteError(f"{folder} is not routed, or static: there are no routes to record. Leave out --record-routes.")
+            raise RouteError(
+                f"{folder} is not routed, or static: there are no routes to record. Leave out --record-routes."
+            )
         judge_dense(folder, asked, say, json, seed, on, batch_size)
         return
     results, routes = judge(folder, asked, say.progress, seed=seed, with_speed=speed, device=on, batch_size=batch_size)
