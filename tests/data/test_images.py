@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from routing_experts.data.images import load_image
 from routing_experts.errors import RecordError
@@ -143,3 +143,14 @@ def test_a_closed_picture_in_memory_is_refused(gradient, tmp_path):
     with Image.open(saved(gradient, tmp_path / "a.png")) as image:
         pass
     assert "given in memory cannot be read" in refusal(image)
+
+
+def test_no_other_library_s_leniency_lets_a_cut_picture_through(tmp_path, monkeypatch):
+    """Guards against what some evaluation libraries tell Pillow on import: to fill what is missing with grey."""
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((64, 64), 60).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(RecordError, match="cut short"):
+        load_image(path, "r")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

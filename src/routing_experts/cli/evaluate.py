@@ -60,12 +60,21 @@ def evaluate(
 
     say = start()
     if tasks is not None:
-        from routing_experts.cli.benchmarks import evaluate_tasks
+        from routing_experts.cli.benchmarks import TaskOptions, evaluate_tasks
 
         other = {"--data": data != "digits", "--images": images, "--questions": questions}
         refuse_beside("--tasks", other | {"--record-routes": record_routes, "--no-speed": not speed})
-        wanted = (include or [], skip_ratio or [], limit, batch_size, log, device, json)
-        evaluate_tasks(folder, tasks, *wanted, say)
+        options = TaskOptions(
+            tasks=tasks,
+            include=tuple(include or ()),
+            skip_ratios=tuple(skip_ratio or ()),
+            limit=limit,
+            batch_size=batch_size,
+            log=log,
+            device=device,
+            target=json,
+        )
+        evaluate_tasks(folder, options, say)
         return
     refuse_beside("no --tasks", {"--include": include, "--skip-ratio": skip_ratio, "--limit": limit, "--log": log})
     asked = load_questions(data, images, questions, seed)

@@ -27,10 +27,8 @@ def study(
 
     Several processes may work on one study at a time: each takes runs that no other has begun.
 
-    Example: roe study digits --minutes 50
+    Example: roe study front --minutes 50
     """
-    import time
-
     from routing_experts.cli.common import progress_bar
     from routing_experts.cli.output import start, write_json
     from routing_experts.errors import ConfigError
@@ -41,6 +39,7 @@ def study(
     from routing_experts.studies.gallery import write_wins_and_losses
     from routing_experts.studies.jobs import jobs_of
     from routing_experts.studies.plan import load_study
+    from routing_experts.studies.work import work_on
 
     say, plan = start(), load_study(name)
     console = say.progress
@@ -54,13 +53,7 @@ def study(
     done = sum(contest.found(job) is not None for job in every)  # one of another plan is refused now, not after hours
     console.print(f"{done} of {len(every)} runs are done.")
     jobs = [job for job in every if not only or job.arm in only]
-    started = time.monotonic()
-    for job in jobs:
-        late = minutes is not None and time.monotonic() - started > 60 * minutes
-        if not late and contest.found(job) is None:
-            with job.claimed(folder) as free:
-                if free:
-                    contest.run(job)
+    work_on(contest, jobs, minutes)
     runs = [found for job in every if (found := contest.found(job)) is not None]
     speeds = _timed(contest, console) if speed else []
     record = study_record(Path(name).stem, contest, runs, speeds)

@@ -1,10 +1,12 @@
 """Reading pictures as RGB, with errors that name the record and say what is wrong with the file."""
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from routing_experts.errors import RecordError
 
@@ -12,6 +14,16 @@ from routing_experts.errors import RecordError
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"{", b"version https://git-lfs")
+
+
+@contextmanager
+def whole_pictures() -> Iterator[None]:
+    """Has pictures that are cut short refused, whatever another library told Pillow: some tell it to fill them grey."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
@@ -23,10 +35,11 @@ def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
     """
     name = "given in memory" if isinstance(image, Image.Image) else str(image)
     try:
-        if isinstance(image, Image.Image):
-            return _upright_rgb(image, record_id, name)
-        with Image.open(image) as opened:
-            return _upright_rgb(opened, record_id, name)
+        with whole_pictures():
+            if isinstance(image, Image.Image):
+                return _upright_rgb(image, record_id, name)
+            with Image.open(image) as opened:
+                return _upright_rgb(opened, record_id, name)
     except RecordError:
         raise
     except Image.DecompressionBombError as error:

@@ -16,7 +16,7 @@ from routing_experts.data.collate import Collator
 from routing_experts.data.encode import Encoder
 from routing_experts.data.records import Record
 from routing_experts.errors import RecordError
-from routing_experts.inference.generate import NOT_FOR_GENERATE, to_model
+from routing_experts.inference.generate import NOT_FOR_GENERATE, longest_prompt, to_model
 from routing_experts.models.convert import is_routed
 from routing_experts.models.model import routing_context
 from routing_experts.models.options import RoutingOptions, refuse_for_dense
@@ -62,7 +62,7 @@ def likelihoods(
     for record in records:
         if not record.turns[-1].answer.strip():
             raise RecordError(f"record {record.id}: an empty answer has no likelihood. Give one.")
-    encoder = Encoder(processor, prompt_format)
+    encoder = Encoder(processor, prompt_format, longest_prompt(model))
     collate = Collator(processor.tokenizer.pad_token_id or 0, padding_side="right")
     for start in range(0, len(records), batch_size):
         batch = collate([encoder(record) for record in records[start : start + batch_size]])

@@ -32,6 +32,7 @@ class Answer:
         text: without special tokens.
         route: keep flags of the L layers; all true for a model that does not route.
         num_tokens: that were generated, the closing one included.
+        steps: of the batch that it was in; its longest answer's tokens.
         seconds_to_first: from the batch's start to its first tokens.
         decode_seconds: from there to the batch's end.
     """
@@ -40,6 +41,7 @@ class Answer:
     text: str
     route: tuple[bool, ...]
     num_tokens: int = 0
+    steps: int = 0
     seconds_to_first: float = 0.0
     decode_seconds: float = 0.0
 
@@ -49,11 +51,20 @@ class Answer:
         return 1 - sum(self.route) / len(self.route)
 
 
+def longest_prompt(model: Any) -> int:
+    """The positions that a model knows, in tokens."""
+    return int(model.config.get_text_config(decoder=True).max_position_embeddings)
+
+
 def prompt_batches(
-    processor: Any, records: Sequence[Record], batch_size: int, prompt_format: str = "chat_template"
+    processor: Any,
+    records: Sequence[Record],
+    batch_size: int,
+    prompt_format: str = "chat_template",
+    max_length: int = 2048,
 ) -> Iterator[dict[str, Tensor]]:
-    """Left-padded prompts for ``model.generate``, in order."""
-    encoder = Encoder(processor, prompt_format)
+    """Left-padded prompts for ``model.generate``, in order; one that is longer than ``max_length`` is an error."""
+    encoder = Encoder(processor, prompt_format, max_length)
     collate = Collator(processor.tokenizer.pad_token_id or 0, padding_side="left")
     for start in range(0, len(records), batch_size):
         batch = collate([encoder(record) for record in records[start : start + batch_size]])
@@ -76,12 +87,14 @@ class BatchAnswers:
         texts: without special tokens.
         routes: keep flags [B, L], on the host; all true for a model that does not route.
         num_tokens: that each generated, the closing one included.
+        steps: the longest answer's tokens.
         seconds_to_first, decode_seconds: until the first tokens, and from there to the last.
     """
 
     texts: list[str]
     routes: Tensor
     num_tokens: list[int]
+    steps: int
     seconds_to_first: float
     decode_seconds: float
 
@@ -137,16 +150,20 @@ def answer_batch(
     return BatchAnswers(
         [text.strip() for text in texts],
         route,
-        _lengths(new_BT, model.generation_config.eos_token_id),
+        _lengths(new_BT, model.generation_config.eos_token_id, processor.tokenizer.pad_token_id),
+        new_BT.shape[1],
         first.at - started,
         ended - first.at,
     )
 
 
-def _lengths(new_BT: Tensor, closing: int | list[int] | None) -> list[int]:
-    """Of each row's tokens, up to the closing one; what comes behind it is padding."""
+def _lengths(new_BT: Tensor, closing: int | list[int] | None, padding: int | None) -> list[int]:
+    """Of each row's tokens, up to the closing one; behind it, or behind a text that ends an answer, is padding."""
     ends_BT = torch.isin(new_BT, torch.tensor([] if closing is None else closing, dtype=torch.long))
     before_BT = ends_BT.cumsum(1) - ends_BT.long() == 0
+    if padding is not None:
+        is_padding_BT = (new_BT == padding) & ~ends_BT
+        before_BT &= (~is_padding_BT).flip(1).cumsum(1).flip(1) > 0
     return before_BT.sum(1).tolist()
 
 
@@ -178,10 +195,11 @@ def answer(
         RouteError: for options or routes that do not fit the model or each other.
     """
     done, given = 0, options or RoutingOptions()
-    for batch in prompt_batches(processor, records, batch_size, prompt_format):
+    for batch in prompt_batches(processor, records, batch_size, prompt_format, longest_prompt(model)):
         if routes is not None:
             given = replace(given, route=routes[done : done + batch_size])
         got = answer_batch(model, processor, batch, given, **generation)
         for text, route, count in zip(got.texts, got.routes.tolist(), got.num_tokens, strict=True):
-            yield Answer(records[done].id, text, tuple(route), count, got.seconds_to_first, got.decode_seconds)
+            times = (got.seconds_to_first, got.decode_seconds)
+            yield Answer(records[done].id, text, tuple(route), count, got.steps, *times)
             done += 1

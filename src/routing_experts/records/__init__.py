@@ -34,6 +34,8 @@ from routing_experts.records.study import (
     LayerChoice,
     StudyRecord,
     StudyRun,
+    as_marks,
+    from_marks,
 )
 from routing_experts.records.tasks import TASKS_NAME, SideScore, Spread, TaskScore, TaskScores
 
@@ -85,7 +87,9 @@ __all__ = [
     "TaskScore",
     "TaskScores",
     "TrainingLog",
+    "as_marks",
     "environment",
+    "from_marks",
     "load_json",
     "read_log",
     "save_json",

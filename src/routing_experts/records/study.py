@@ -1,5 +1,6 @@
 """``study.json``: every run of a study, and how the arms compare on the same questions."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -8,6 +9,20 @@ from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share
 from routing_experts.records.results import RouteCount
 
 STUDY_NAME = "study.json"
+
+
+# A character a small number, so that thousands of them stay one line of text: digits, letters, then other ASCII.
+_MARKS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" + "!#$%&()*+,-./:;<=>?@[]^_`{|}~"
+
+
+def as_marks(numbers: Iterable[int]) -> str:
+    """Numbers below 91, a character each."""
+    return "".join(_MARKS[number] for number in numbers)
+
+
+def from_marks(marks: str) -> list[int]:
+    """The inverse of ``as_marks``."""
+    return [_MARKS.index(mark) for mark in marks]
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class StudyRun(Entry):
         question_seed, calibration_questions: what it was asked and calibrated with; None in older records.
         task_layer_skip_rates: of each decoder layer, by task.
         routes: the commonest ones.
-        layers_run: a character a question, the number of layers that it ran, "a" for 10 and so on; empty where all
+        layers_run: a character a question, the number of layers that it ran (``from_marks``); empty where all
             questions ran as many.
         settings: of the recipe that trained it, as far as they are not the defaults, by dotted path.
         made: date, commit and processor.
@@ -92,7 +107,7 @@ class BaseAnswers(Entry):
 
     Attributes:
         right: a character a question, "1" for a right answer.
-        tasks, task_of: the tasks, and a character a question that counts into them, "a" for 10 and so on.
+        tasks, task_of: the tasks, and a character a question that counts into them (``from_marks``).
         tenth_of: a character a question, from "0" for the tenth of lowest loss on the right answer to "9".
         question_seed: of the questions.
     """

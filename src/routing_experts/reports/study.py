@@ -17,13 +17,10 @@ from routing_experts.records import (
     write_text,
 )
 from routing_experts.reports.exhibits import exhibits_of
-from routing_experts.reports.figures import draw_heat_map
-from routing_experts.reports.gallery import layers_in_words
-from routing_experts.reports.many import draw_arms, draw_curves
+from routing_experts.reports.many import draw_curves
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, drawing_of, render
-from routing_experts.reports.routes import draw_routes
-from routing_experts.reports.study_data import authors_routes, depths, fronts_of, main_rate, reference_run
-from routing_experts.reports.study_figures import draw_depths, draw_difficulty, draw_front, draw_layer_rates
+from routing_experts.reports.study_data import main_rate, reference_run
+from routing_experts.reports.study_drawings import front_drawing, route_drawings
 from routing_experts.reports.study_files import latex_tables, study_csv
 from routing_experts.reports.study_tables import rate_grids, routes_grid, task_grid
 from routing_experts.reports.summary import NONE, Grid, percent, points, span
@@ -90,7 +87,7 @@ def write_study_report(folder: Path) -> Path:
     study = StudyRecord.load(folder / STUDY_NAME)
     grids = [*front_grids(study), *study_grids(study)]
     figures = folder / FIGURES_FOLDER
-    drawings = [*_front_drawings(study, figures), *_curves(study, folder, figures)]
+    drawings = [front_drawing(study, figures), *route_drawings(study, figures), *_curves(study, folder, figures)]
     num_layers = len(study.runs[0].layer_skip_rates) if study.runs else 0
     page = render(
         "study.html.jinja",
@@ -136,82 +133,6 @@ def _plural(count: int, name: str) -> str:
 
 def _is_dense(study: StudyRecord, arm: str) -> bool:
     return all(run.wanted == 0 for run in study.runs if run.arm == arm)
-
-
-def _front_drawings(study: StudyRecord, figures: Path) -> list[Drawing]:
-    fronts, run = fronts_of(study), reference_run(study)
-    num_layers = len(run.layer_skip_rates) if run else 0
-    authors, of = authors_routes(), f"{run.arm} at {percent(run.wanted)}, seed {run.seed}" if run else ""
-    missing = "Not drawn: the record holds no routes."
-    is_told = run is not None and bool(run.task_layer_skip_rates)
-    return [
-        drawing_of(
-            figures,
-            "Accuracy against work left out",
-            partial(draw_front, study, fronts) if fronts else None,
-            "A line an arm at the mean of its seeds, a band from the worst to the best. Up and to the right is better.",
-            missing,
-            "; ".join(
-                f"{arm}: " + ", ".join(f"{percent(mean(p.accuracies))} at {percent(p.skip_rate)}" for p in front)
-                for arm, front in fronts.items()
-            ),
-        ),
-        drawing_of(
-            figures,
-            "Which layers each task skips",
-            partial(draw_heat_map, _heat_rows(run)) if run and is_told else None,
-            f"Of {of}: how often each decoder layer is skipped, in per cent of the questions. Layers count from 0.",
-            missing,
-            "; ".join(f"{task} {percent(rate)}" for task, rate in run.task_skip_rate.items()) if run else "",
-        ),
-        drawing_of(
-            figures,
-            "How often each layer is skipped",
-            partial(draw_layer_rates, run.layer_skip_rates, authors.layer_skip_rates) if run else None,
-            f"Of {of}, and of the 12,584 examples that the authors of the method logged of their 32 layers.",
-            missing,
-            "Skip rate by depth, here and in the authors' log.",
-        ),
-        drawing_of(
-            figures,
-            "How many layers questions skip",
-            partial(draw_depths, run, num_layers, authors.skipped) if run else None,
-            f"Of {of}, bars; the authors' log, line: as a share of each model's own layers.",
-            missing,
-            "; ".join(f"{count} skipped: {percent(s)}" for count, s in depths(run, num_layers).items()) if run else "",
-        ),
-        drawing_of(
-            figures,
-            "Commonest routes",
-            partial(draw_routes, run.routes, len(run.right)) if run else None,
-            f"Of {of}: filled cells ran; the bar is the share of questions, beside it how many were answered right.",
-            missing,
-            "; ".join(f"{layers_in_words([k == '1' for k in r.keeps])} {r.questions}" for r in run.routes[:5])
-            if run
-            else "",
-        ),
-        drawing_of(
-            figures,
-            "Difficulty and depth",
-            partial(draw_difficulty, study, run, num_layers) if run and study.base else None,
-            f"Of {of}. Difficulty: the loss that the base model, not trained further, has on the right answer.",
-            missing,
-            "Layers run and answers right, by tenths of difficulty.",
-        ),
-        drawing_of(
-            figures,
-            "Accuracy by arm",
-            partial(draw_arms, study) if study.runs else None,
-            "A mark a seed, a bar at the mean; dashed: the base model, not trained further.",
-            "Not drawn: nothing has run.",
-            "; ".join(f"{one.arm} seed {one.seed}: {percent(one.accuracy)}" for one in study.runs),
-        ),
-    ]
-
-
-def _heat_rows(run: StudyRun) -> list[tuple[str, list[float], float]]:
-    rows = [("all questions", list(run.layer_skip_rates), run.skip_rate)]
-    return rows + [(task, rates, run.task_skip_rate[task]) for task, rates in run.task_layer_skip_rates.items()]
 
 
 def _curves(study: StudyRecord, folder: Path, figures: Path) -> list[Drawing]:

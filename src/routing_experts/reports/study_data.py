@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from statistics import mean, median
 
-from routing_experts.records import BaseAnswers, Contrast, StudyRecord, StudyRun
+from routing_experts.records import BaseAnswers, Contrast, StudyRecord, StudyRun, from_marks
 
 MAIN_RATE = 0.3  # the paper's
 TENTHS = 10
@@ -85,7 +85,7 @@ def depths(run: StudyRun, num_layers: int) -> dict[int, float]:
     """The share of questions by the number of layers that they skipped."""
     if not run.layers_run:
         return {round(run.skip_rate * num_layers): 1.0}
-    counts = Counter(num_layers - int(mark, 36) for mark in run.layers_run)
+    counts = Counter(num_layers - ran for ran in from_marks(run.layers_run))
     return {count: counts[count] / len(run.layers_run) for count in sorted(counts)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from routing_experts.records import StudyRecord, StudyRun
+from routing_experts.records import StudyRecord, StudyRun, from_marks
 from routing_experts.reports.figures import blank_figure, plain, style_axes
 from routing_experts.reports.many import colour_of, put_legend
 from routing_experts.reports.palette import Look
@@ -96,7 +96,7 @@ def draw_difficulty(study: StudyRecord, run: StudyRun, num_layers: int, look: Lo
 
 def depths_of(run: StudyRun, num_layers: int) -> list[float]:
     """Layers that each question ran."""
-    return [float(int(mark, 36)) for mark in run.layers_run] or [(1 - run.skip_rate) * num_layers] * len(run.right)
+    return [float(ran) for ran in from_marks(run.layers_run)] or [(1 - run.skip_rate) * num_layers] * len(run.right)
 
 
 def _two_lines(axes: Axes, tenths: np.ndarray, study: StudyRecord, run: StudyRun, look: Look) -> None:

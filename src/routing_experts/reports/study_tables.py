@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from routing_experts.records import Contrast, StudyRecord, StudyRun
+from routing_experts.records import Contrast, StudyRecord, StudyRun, from_marks
 from routing_experts.reports.study_data import accuracy_at, authors_routes, main_rate, speed_up
 from routing_experts.reports.summary import NONE, Grid, percent, points, span, times
 
@@ -82,7 +82,8 @@ def task_grid(study: StudyRecord) -> Grid | None:
 def _share_right(study: StudyRecord, task: str) -> float:
     assert study.base is not None
     mark = study.base.tasks.index(task)
-    rights = [r == "1" for r, t in zip(study.base.right, study.base.task_of, strict=True) if int(t, 36) == mark]
+    of_task = from_marks(study.base.task_of)
+    rights = [r == "1" for r, t in zip(study.base.right, of_task, strict=True) if t == mark]
     return mean(rights) if rights else 0.0
 
 
@@ -95,7 +96,8 @@ def routes_grid(study: StudyRecord, run: StudyRun) -> Grid:
     """What routes are like, here and in the authors' log."""
     theirs, questions = authors_routes(), len(run.right)
     top = sum(route.questions for route in run.routes[:5]) / questions
-    nothing = run.layers_run.count(max(run.layers_run, default="0")) / questions if run.layers_run else 1.0
+    ran = from_marks(run.layers_run)
+    nothing = ran.count(max(ran)) / questions if ran else 1.0
     rows = (
         ("decisions that skip", percent(run.skip_rate), percent(theirs.skip_rate)),
         ("distinct routes", _count(run), f"{theirs.distinct:,}"),

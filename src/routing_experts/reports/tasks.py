@@ -17,7 +17,7 @@ def _scores(record: TaskScores) -> Grid:
     rows = tuple(_row(score, side) for score in record.scores for side in score.sides)
     first = record.scores[0].sides[0].side
     limit = "" if record.limit is None else f", the first {record.limit:,} samples of each"
-    empty = sum(side.empty for score in record.scores for side in score.sides)
+    empty = sum({(score.task, side.side): side.empty for score in record.scores for side in score.sides}.values())
     note = (
         f"lmms-eval {record.lmms_eval}, batches of {record.batch_size}{limit}. To {first}: the difference on the same "
         "samples, with its 95 % interval."

@@ -6,8 +6,7 @@ from typing import Any
 from routing_experts.evaluation.difficulty import answer_losses, tenths
 from routing_experts.evaluation.evaluate import ask
 from routing_experts.evaluation.questions import Question
-from routing_experts.records import BaseAnswers
-from routing_experts.studies.outcome import DIGITS
+from routing_experts.records import BaseAnswers, as_marks
 
 
 def base_answers(
@@ -20,7 +19,7 @@ def base_answers(
         accuracy=asked.accuracy,
         right="".join("1" if right else "0" for right in asked.right),
         tasks=tasks,
-        task_of="".join(DIGITS[tasks.index(question.task)] for question in questions),
-        tenth_of="".join(DIGITS[tenth] for tenth in tenths(answer_losses(base, processor, questions))),
+        task_of=as_marks(tasks.index(question.task) for question in questions),
+        tenth_of=as_marks(tenths(answer_losses(base, processor, questions))),
         question_seed=question_seed,
     )

@@ -8,7 +8,9 @@ import numpy as np
 from routing_experts.evaluation.paired import paired_difference
 from routing_experts.records import ArmSpeed, Contrast, StudyRecord, StudyRun, environment
 from routing_experts.studies.contest import Contest
-from routing_experts.studies.plan import Study
+from routing_experts.studies.plan import STATIC_CONTROLS, Study
+
+ROUNDING = 1e-4  # of a rate: a quarter, written out, is met by three layers of twelve
 
 
 def study_record(name: str, contest: Contest, runs: Sequence[StudyRun], speeds: Sequence[ArmSpeed] = ()) -> StudyRecord:
@@ -63,11 +65,12 @@ def rights_at(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> 
     """
     if study.arms[arm].control == "dense":
         rate = 0.0
-    of_arm = {(run.wanted, run.seed): _bits(run) for run in runs if run.arm == arm}
-    rates = study.rates_of(study.arms[arm])
-    below = max((there for there in rates if there <= rate), default=None)
-    above = min((there for there in rates if there >= rate), default=None)
-    if below is None or above is None:
+    is_whole = study.arms[arm].control in STATIC_CONTROLS  # what it drops is a number of layers, whatever was wanted
+    of_arm = {(run.skip_rate if is_whole else run.wanted, run.seed): _bits(run) for run in runs if run.arm == arm}
+    rates = {there for there, _ in of_arm}
+    below = max((there for there in rates if there <= rate + ROUNDING), default=None)
+    above = min((there for there in rates if there >= rate - ROUNDING), default=None)
+    if below is None or above is None or not (is_whole or below == above):
         return {}
     share = 0.0 if above == below else (rate - below) / (above - below)
     return {

@@ -21,7 +21,16 @@ from routing_experts.evaluation.pruning import TokenPruner, image_shares, share_
 from routing_experts.evaluation.questions import Question, digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
-from routing_experts.records import ArmSpeed, BaseAnswers, LayerChoice, StudyRecord, StudyRun, load_json, save_json
+from routing_experts.records import (
+    STUDY_NAME,
+    ArmSpeed,
+    BaseAnswers,
+    LayerChoice,
+    StudyRecord,
+    StudyRun,
+    load_json,
+    save_json,
+)
 from routing_experts.studies.base import base_answers
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.layers import layer_choice
@@ -111,8 +120,12 @@ class Contest:
 
     @property
     def known_speeds(self) -> list[ArmSpeed]:
-        """What an earlier record timed."""
-        return list(self._record.speeds) if self._record else []
+        """What an earlier record timed: the one that was given, or the study's folder's own."""
+        own = self.output / STUDY_NAME
+        for record in (self._record, StudyRecord.load(own) if own.is_file() else None):
+            if record is not None and record.speeds:
+                return list(record.speeds)
+        return []
 
     @cached_property
     def base(self) -> Any:
@@ -200,8 +213,11 @@ class Contest:
             return list(range(self.num_layers - count, self.num_layers))
         return (self.choice.by_importance if arm.control == "least_important" else self.choice.by_harm)[:count]
 
+    def source_of(self, job: Job) -> Job | None:
+        """The run that a dependent arm's run looks at; None for any other."""
+        return self._source(job) if self.study.arms[job.arm].control in DEPENDENT else None
+
     def _source(self, job: Job) -> Job:
-        """The run that a dependent arm's run looks at."""
         arm = self.study.arms[job.arm]
         assert arm.control in DEPENDENT
         return Job(arm.of, self.study.source_rate(arm, job.rate), job.seed)

@@ -7,13 +7,12 @@ from typing import Any
 from routing_experts.evaluation.evaluate import information, route_counts
 from routing_experts.evaluation.paired import varied_share
 from routing_experts.evaluation.scoring import Evaluation
-from routing_experts.records import StudyRun, environment, read_log
+from routing_experts.records import StudyRun, as_marks, environment, read_log
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.plan import Study
 from routing_experts.training.folder import RunFolder
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 
-DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a character a count
 UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps")  # nothing that tells arms apart
 
 
@@ -61,7 +60,7 @@ def outcome(
         route_information=information(asked),
         varied_layers=varied_share(asked.layer_skip_rates),
         routes=route_counts(asked),
-        layers_run="".join(DIGITS[count] for count in layers_run) if len(set(layers_run)) > 1 else "",
+        layers_run=as_marks(layers_run) if len(set(layers_run)) > 1 else "",
         training_seconds=log.seconds,
         steps=recipe.training.steps,
         question_seed=study.question_seed,

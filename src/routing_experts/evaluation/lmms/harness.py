@@ -17,9 +17,14 @@ from routing_experts.optional import need
 from routing_experts.records import TaskScores, environment
 
 OWN_TASKS = Path(__file__).parent / "tasks"
-JUDGED = {"mmvet": "roe_mmvet", "mmbench_en_dev": "mmbench_en_dev_static"}  # tasks with a judge, and others without
+JUDGED = {  # tasks with a judge, and what needs none in their place
+    "mmvet": "roe_mmvet",
+    "mmbench_en_dev": "mmbench_en_dev_static",
+    **dict.fromkeys(("mmvetv2", "mmbench_cn_dev", "llava_in_the_wild", "hallusion_bench_image"), ""),
+}
+REFUSED_TYPES = ("generate_until_multi_round", "generate_until_agentic", "generate_visual_cot")
 LIKELIHOOD_TYPES = ("loglikelihood", "multiple_choice")
-DENSE, ROUTED = "dense", "routed"
+DENSE, ROUTED, STATIC = "dense", "routed", "static"
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,12 @@ class Side:
     settings: dict[str, Any]
 
 
-def sides_of(is_routed: bool, skip_ratios: Sequence[float]) -> list[Side]:
-    """A routed folder with all layers, as it is, and at ratios of one's own; a dense one alone."""
+def sides_of(is_routed: bool, skip_ratios: Sequence[float], is_static: bool = False) -> list[Side]:
+    """A routed folder with all layers, as it is, and at ratios of one's own; a dense or static one alone."""
     if not is_routed:
         return [Side(DENSE, {"dense": True})]
+    if is_static:
+        return [Side(STATIC, {})]
     others = [Side(f"{ROUTED}, {100 * ratio:g} %", {"skip_ratio": ratio}) for ratio in skip_ratios]
     return [Side(DENSE, {"skip_ratio": 0.0}), Side(ROUTED, {}), *others]
 
@@ -118,7 +125,7 @@ def _known(manager: Any, names: Sequence[str]) -> list[str]:
     """The leaf tasks that are meant.
 
     Raises:
-        EvaluationError: if one is unknown, or needs a judge that is not set up.
+        EvaluationError: if one is unknown.
     """
     tasks: list[str] = []
     for name in names:
@@ -128,11 +135,6 @@ def _known(manager: Any, names: Sequence[str]) -> list[str]:
                 f"task {name!r}: lmms-eval {version('lmms-eval')} has no such task"
                 + (f"; near it are {', '.join(near)}" if near else "")
                 + ". `lmms-eval tasks` lists all; folders of your own come with --include."
-            )
-        if name in JUDGED and not os.environ.get("OPENAI_API_KEY"):
-            raise EvaluationError(
-                f"task {name!r} is graded by a judge over the network, and OPENAI_API_KEY is not set: its answers "
-                f"would be scored 0. Set the key, or take {JUDGED[name]}, which needs no judge."
             )
         tasks.append(name)
     return tasks
@@ -147,15 +149,41 @@ def _kinds_of(manager: Any, name: str) -> set[str]:
     from lmms_eval.tasks import get_task_dict
 
     try:
-        return {task.OUTPUT_TYPE for task in _leaves(get_task_dict([name], manager, "simple"))}
+        _refuse_unjudged(name)  # before data is fetched
+        leaves = dict(_leaves(get_task_dict([name], manager, "simple")))
+    except EvaluationError:
+        raise
+    except ImportError as error:
+        raise EvaluationError(
+            f"task {name} needs the package {error.name}, which is not installed. Run: pip install {error.name}"
+        ) from error
     except Exception as error:  # whatever datasets, the hub or the task's own code raises: it is told, not swallowed
         cause = _root(error)
-        sets = ", ".join(_datasets_of(manager, name)) or "its data"
+        sets = _datasets_of(manager, name)
+        remedy = "See its YAML for what it needs."
+        if sets:
+            remedy = (
+                f"It needs {', '.join(sets)}. On a machine with a connection run `hf download {sets[0]} --repo-type "
+                "dataset`, or put its files into a folder of that name here."
+            )
         raise EvaluationError(
-            f"task {name}: its data cannot be loaded ({type(cause).__name__}: {cause}). It needs {sets}. On a machine "
-            f"with a connection run `hf download {sets.split(',')[0]} --repo-type dataset`, or put its files into a "
-            "folder of that name here."
+            f"task {name}: its data cannot be loaded ({type(cause).__name__}: {cause}). {remedy}"
         ) from error
+    for leaf in leaves:
+        _refuse_unjudged(leaf)
+    kinds = {task.OUTPUT_TYPE for task in leaves.values()}
+    if refused := sorted(kinds & set(REFUSED_TYPES)):
+        raise EvaluationError(f"task {name} asks in a way that is not supported here ({refused[0]}). Leave it out.")
+    return kinds
+
+
+def _refuse_unjudged(name: str) -> None:
+    if name in JUDGED and not any(os.environ.get(key) for key in ("OPENAI_API_KEY", "AZURE_API_KEY")):
+        instead = f"take {JUDGED[name]}, which needs no judge" if JUDGED[name] else "leave it out"
+        raise EvaluationError(
+            f"task {name!r} is graded by a judge over the network, and OPENAI_API_KEY is not set: its answers would be "
+            f"scored 0. Set the key, or {instead}."
+        )
 
 
 def _root(error: BaseException) -> BaseException:
@@ -166,9 +194,11 @@ def _root(error: BaseException) -> BaseException:
 
 def _datasets_of(manager: Any, name: str) -> list[str]:
     """The datasets that a task, or the tasks of a group, name."""
+    from lmms_eval.utils import load_yaml_config
+
     entry = manager.task_index[name]
     if entry["type"] == "task":
-        found = manager._get_config(name).get("dataset_path")
+        found = load_yaml_config(entry["yaml_path"], mode="simple").get("dataset_path")  # without the task's code
         return [found] if found else []
     inner = entry["task"] if isinstance(entry.get("task"), list) else []
     return sorted({path for one in inner if isinstance(one, str) for path in _datasets_of(manager, one)})
@@ -197,12 +227,12 @@ def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str, kinds: se
     )
 
 
-def _leaves(tasks: Mapping[Any, Any]) -> Iterator[Any]:
-    for task in tasks.values():
+def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for name, task in tasks.items():
         if isinstance(task, Mapping):
             yield from _leaves(task)
         else:
-            yield task
+            yield str(name), task
 
 
 @contextlib.contextmanager

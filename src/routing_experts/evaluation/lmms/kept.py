@@ -52,9 +52,11 @@ class SampleLog:
         return self.folder is not None
 
     def get(self, asked: Asked, key: str) -> dict[str, Any] | None:
-        """What a sample got earlier, if it was shown the same and may be kept."""
+        """What a sample got earlier, if it was shown the same, may be kept, and was answered by a word at least."""
         found = self._kept.get(asked.id)
-        return found if found is not None and found["key"] == key and asked.can_be_kept else None
+        if found is None or found["key"] != key or not asked.can_be_kept:
+            return None
+        return None if found.get("text") == "" else found  # silence may have been mended since
 
     def add(self, line: dict[str, Any]) -> None:
         """Notes a finished sample, on disk when this returns."""

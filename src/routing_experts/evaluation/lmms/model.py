@@ -1,7 +1,10 @@
 """The model that lmms-eval asks: batches of prompts through a routed (or, to compare, a dense) model."""
 
+import hashlib
 import logging
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
+from transformers import StoppingCriteriaList, StopStringCriteria
 
+from routing_experts.data.images import whole_pictures
 from routing_experts.data.records import Record
 from routing_experts.errors import EvaluationError, RoutingExpertsError
 from routing_experts.evaluation.likelihood import likelihoods
@@ -22,11 +27,23 @@ from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.convert import is_routed
 from routing_experts.models.device import pick_device
 from routing_experts.models.load import check_processor, from_pretrained, is_routed_folder, load_base, load_processor
-from routing_experts.models.options import RoutingOptions
+from routing_experts.models.options import RoutingOptions, bias_rows, settle
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@contextmanager
+def failing_commands() -> Iterator[None]:
+    """Under lmms-eval's command, which logs any exception and ends as if all were well, ends the process itself."""
+    try:
+        yield
+    except RoutingExpertsError as error:
+        command = Path(sys.argv[0])
+        if command.name == "lmms-eval" or command.parts[-2:] == ("lmms_eval", "__main__.py"):
+            sys.exit(f"error: {error}")
+        raise
 
 
 @dataclass
@@ -38,6 +55,7 @@ class RoutedCounts(TokenCounts):
         skip_rate: the share of all decoder layers that was skipped.
         seconds_to_first, decode_seconds: of the batch that the sample was in, until its first tokens and from there.
         batch_size: of that batch.
+        steps: the tokens of its longest answer, which its decoding time belongs to.
     """
 
     route: str = ""
@@ -45,10 +63,11 @@ class RoutedCounts(TokenCounts):
     seconds_to_first: float | None = None
     decode_seconds: float | None = None
     batch_size: int = 1
+    steps: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it that there is: a likelihood has no first token."""
-        own = ("route", "skip_rate", "seconds_to_first", "decode_seconds", "batch_size")
+        own = ("route", "skip_rate", "seconds_to_first", "decode_seconds", "batch_size", "steps")
         told = {name: getattr(self, name) for name in own}
         return super().to_dict() | {name: value for name, value in told.items() if value is not None}
 
@@ -67,10 +86,17 @@ class ChatModel(lmms):
         base: the base of a folder that holds RoE parts alone.
         log: a folder for finished samples, which another run of the same command does not ask again.
         max_frames: pictures that a video is shown as.
+        prompt_format: of a model that is not routed; a routed one is asked as it was trained.
         max_batch_size: lmms-eval's; a batch is as large as ``batch_size`` says.
     """
 
     is_simple = False
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "ChatModel":
+        """lmms-eval's way to make a model from its command line."""
+        with failing_commands():
+            return super().create_from_arg_string(arg_string, additional_config)
 
     def __init__(
         self,
@@ -84,6 +110,7 @@ class ChatModel(lmms):
         base: str | None = None,
         log: str | None = None,
         max_frames: int = 8,
+        prompt_format: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -99,14 +126,14 @@ class ChatModel(lmms):
         self.device = self.accelerator.device if several else pick_device(device or "auto")
         self.model, self.processor = _load(pretrained, dense, base, dtype, self.options)
         self.model.to(self.device).eval()
-        self.prompt_format = self.model.roe_config.prompt_format if is_routed(self.model) else "chat_template"
+        self.prompt_format = _prompt_format(self.model, prompt_format)
+        self._stopping: dict[tuple[str, ...], StoppingCriteriaList] = {}
         asked_as = {
             "model": fingerprint(self.model, parts=True),
-            "config_keep_bias": self.model.roe_config.keep_bias if is_routed(self.model) else None,
-            "skip_ratio": skip_ratio,
-            "keep_bias": keep_bias,
+            "keep_bias": _settled_bias(self.model, self.options),
             "dtype": str(self.model.dtype),
-            "batch_size": self.batch_size,
+            "prompt_format": self.prompt_format,
+            "template": _hash(str(getattr(self.processor, "chat_template", ""))),
             "max_frames": self.max_frames,
         }
         self.log = SampleLog(None if log is None else Path(log), asked_as, self._rank)
@@ -118,8 +145,15 @@ class ChatModel(lmms):
             EvaluationError: naming the sample that could not be answered; those before it are kept.
         """
         read = by_context if self.is_simple else by_messages
-        asked = [read(request, self.task_dict, self.max_frames) for request in requests]
-        lines = self._lines(asked, self._generate)
+        with failing_commands():
+            lines = self._lines(
+                [read(request, self.task_dict, self.max_frames) for request in requests], self._generate
+            )
+            self._refuse_silence(lines)
+        return [GenerationResult(line["text"], _counts(line)) for line in lines]
+
+    def _refuse_silence(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Single empty answers are answers; nothing else is a model that was asked wrongly."""
         empty = [line["id"] for line in lines if not line["text"]]
         if empty and len(empty) == len(lines):
             raise EvaluationError(
@@ -128,15 +162,14 @@ class ChatModel(lmms):
             )
         if empty:
             logger.warning("%s of %s answers are empty: %s …", len(empty), len(lines), ", ".join(empty[:3]))
-        return [GenerationResult(line["text"], _counts(line)) for line in lines]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """The mean loss of an answer's tokens (lmms-eval takes the lowest), and whether it is the likeliest.
 
         Wrapped as a generation's result: of a bare pair lmms-eval 0.7.3 makes a text that its scorers cannot read.
         """
-        asked = [by_answer(request, self.task_dict, self.max_frames) for request in requests]
-        lines = self._lines(asked, self._score)
+        with failing_commands():
+            lines = self._lines([by_answer(one, self.task_dict, self.max_frames) for one in requests], self._score)
         return [GenerationResult((line["loss"], line["is_greedy"]), _counts(line)) for line in lines]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -181,6 +214,10 @@ class ChatModel(lmms):
                 "samples are kept if log=… names a folder."
             ) from error
         except (RoutingExpertsError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+            if "CUDA error" in str(error):  # nothing runs after it, so nobody can tell whose it is
+                raise EvaluationError(
+                    f"samples {records[0].id} to {records[-1].id} could not be answered: {error}"
+                ) from error
             if len(records) == 1:
                 raise EvaluationError(f"sample {records[0].id} could not be answered: {error}") from error
         for record in records:
@@ -193,7 +230,7 @@ class ChatModel(lmms):
     def _generate(self, asked: Asked, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
         settings = dict(asked.generation)
         if asked.until:
-            settings |= {"stop_strings": list(asked.until), "tokenizer": self.processor.tokenizer}
+            settings["stopping_criteria"] = self._ends(asked.until)
         given = answer(
             self.model, self.processor, records, len(records), self.options, None, self.prompt_format, **settings
         )
@@ -201,15 +238,43 @@ class ChatModel(lmms):
             yield {
                 "text": _cut(one.text, asked.until),
                 "tokens": one.num_tokens,
+                "steps": one.steps,
                 "seconds_to_first": one.seconds_to_first,
                 "decode_seconds": one.decode_seconds,
                 **_route(one.route, len(records)),
             }
 
+    def _ends(self, until: tuple[str, ...]) -> StoppingCriteriaList:
+        """What ends answers at those texts; made once, since it reads the whole vocabulary."""
+        if until not in self._stopping:
+            self._stopping[until] = StoppingCriteriaList([StopStringCriteria(self.processor.tokenizer, list(until))])
+        return self._stopping[until]
+
     def _score(self, asked: Asked, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
         scored = likelihoods(self.model, self.processor, records, len(records), self.options, self.prompt_format)
         for one in scored:
             yield {"loss": one.loss, "is_greedy": one.is_greedy, **_route(one.route, len(records))}
+
+
+def _settled_bias(model: Any, options: RoutingOptions) -> float | str | None:
+    """What the options come to for a model, which refuses here and not at some sample what it cannot do."""
+    if not is_routed(model):
+        return None
+    settled = settle(options, model.roe_config, model.config.get_text_config(decoder=True).num_hidden_layers)
+    return "a fixed route" if settled.keep_bias is None else repr(bias_rows(settled.keep_bias, 1).item())
+
+
+def _prompt_format(model: Any, wanted: str | None) -> str:
+    if not is_routed(model):
+        return wanted or "chat_template"
+    own: str = model.roe_config.prompt_format
+    if wanted not in (None, own):
+        raise EvaluationError(f"prompt_format={wanted!r}: the model was trained on {own}. Leave it out.")
+    return own
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class SimpleModel(ChatModel):
@@ -264,7 +329,8 @@ def _batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
 def _read(asked: Asked, is_kept: bool) -> tuple[Record, str]:
     """A sample as a record, and the hash of it where one is wanted."""
     try:
-        record = replace(asked.read(), id=asked.id)
+        with whole_pictures():
+            record = replace(asked.read(), id=asked.id)
         return record, key_of(record, asked) if is_kept else ""
     except RoutingExpertsError as error:
         raise EvaluationError(f"sample {asked.id} cannot be read: {error}") from error
@@ -293,5 +359,6 @@ def _counts(line: dict[str, Any]) -> RoutedCounts:
         output_tokens=line.get("tokens"),
         seconds_to_first=line.get("seconds_to_first"),
         decode_seconds=line.get("decode_seconds"),
+        steps=line.get("steps"),
         **{name: line[name] for name in ("route", "skip_rate", "batch_size")},
     )

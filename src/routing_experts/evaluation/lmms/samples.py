@@ -16,8 +16,10 @@ from routing_experts.inference.requests import Request
 
 logger = logging.getLogger(__name__)
 
+NO_PICTURE = "(image)"  # a placeholder in a text that stands for no picture
 MAX_NEW_TOKENS = 1024  # where a task does not say: lmms-eval's own models take so many
 PASSED_ON = ("max_new_tokens", "num_beams", "top_p", "top_k", "repetition_penalty", "do_sample", "temperature")
+UNASKED_END = "\n\n"  # lmms-eval ends answers so where a task names no end; its own models pass over it
 OF_NO_CONCERN = ("until", "image_aspect_ratio", "use_cache", "max_gen_toks")
 Documents = Mapping[str, Mapping[str, Sequence[Any]]]
 
@@ -52,7 +54,7 @@ def by_messages(instance: Any, documents: Documents, max_frames: int) -> Asked:
 
     def read() -> Record:
         messages, visuals = _plain(to_messages(documents[task][split][document]), name, max_frames)
-        return record_of(Request(messages=messages, images=visuals, id=name))
+        return record_of(Request(messages=_placed(messages, len(visuals)), images=visuals, id=name))
 
     return Asked(name, *_generation(generation), read)
 
@@ -88,9 +90,10 @@ def by_answer(instance: Any, documents: Documents, max_frames: int) -> Asked:
 
 
 def _record(name: str, context: str, pictures: Sequence[Any], answer: str) -> Record:
-    """Pictures stand before the text, unless it says where."""
-    missing = max(0, len(pictures) - context.count(IMAGE_PLACEHOLDER))
-    question = f"{IMAGE_PLACEHOLDER}\n" * missing + context
+    """Pictures stand before the text, unless it says where for all of them."""
+    question = context
+    if context.count(IMAGE_PLACEHOLDER) != len(pictures):
+        question = f"{IMAGE_PLACEHOLDER}\n" * len(pictures) + context.replace(IMAGE_PLACEHOLDER, NO_PICTURE)
     return Record(name, (Turn(question, answer),), tuple(pictures))
 
 
@@ -107,7 +110,8 @@ def _generation(asked: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ..
     if not settings["do_sample"]:  # settings of draws would be warned of
         settings = {k: v for k, v in settings.items() if k not in ("temperature", "top_p", "top_k")}
     until = asked.get("until") or ()
-    return settings, (until,) if isinstance(until, str) else tuple(text for text in until if text)
+    texts = (until,) if isinstance(until, str) else tuple(until)
+    return settings, tuple(text for text in texts if text and text != UNASKED_END)
 
 
 def _plain(messages: Any, name: str, max_frames: int) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -125,6 +129,18 @@ def _plain(messages: Any, name: str, max_frames: int) -> tuple[list[dict[str, An
             content += [{"type": "image"}] * len(shown)
         plain.append({"role": message["role"], "content": content})
     return plain, pictures
+
+
+def _placed(messages: list[dict[str, Any]], num_pictures: int) -> list[dict[str, Any]]:
+    """Texts that name their pictures' places keep them, if they name all; else the word stands for nothing."""
+    parts = [part for message in messages for part in message["content"]]
+    texts = [part for part in parts if part["type"] == "text"]
+    named = sum(part["text"].count(IMAGE_PLACEHOLDER) for part in texts)
+    if named and named == num_pictures:
+        return [m | {"content": [part for part in m["content"] if part["type"] == "text"]} for m in messages]
+    for part in texts:
+        part["text"] = part["text"].replace(IMAGE_PLACEHOLDER, NO_PICTURE)
+    return messages
 
 
 def _frames(part: Mapping[str, Any], name: str, max_frames: int) -> Iterator[Any]:

@@ -1,0 +1,89 @@
+"""Arms against the reference: pairs by seed and question, and mixtures where whole layers meet no rate."""
+
+import numpy as np
+import pytest
+
+from routing_experts.records import StudyRun, as_marks, from_marks
+from routing_experts.studies.compare import contrasts, rights_at
+from routing_experts.studies.plan import Study
+from routing_experts.training.settings import build
+
+STUDY = build(
+    Study,
+    {
+        "recipe": "digits",
+        "rates": [0.1, 0.3],
+        "seeds": [0, 1],
+        "arms": {
+            "routed": {},
+            "static": {"control": "most_skipped", "rates": [0.25, 0.3333]},
+            "exit": {"control": "early_exit"},
+            "dense": {"control": "dense"},
+        },
+    },
+    "",
+)
+
+
+def run(arm, wanted, seed, right, skip_rate=None):
+    return StudyRun(
+        arm=arm,
+        seed=seed,
+        wanted=wanted,
+        accuracy=right.count("1") / len(right),
+        skip_rate=wanted if skip_rate is None else skip_rate,
+        raw_skip_rate=None,
+        keep_bias=None,
+        right=right,
+        layer_skip_rates=[],
+        task_accuracy={},
+        task_skip_rate={},
+        route_information=0.0,
+        varied_layers=0.0,
+        training_seconds=1.0,
+        steps=1,
+    )
+
+
+RUNS = [
+    run("routed", 0.3, 0, "1110", 0.298),
+    run("routed", 0.3, 1, "1111", 0.301),
+    run("static", 0.25, 0, "1100", 0.25),
+    run("static", 0.3333, 0, "0000", 4 / 12),
+    run("static", 0.25, 1, "1111", 0.25),
+    run("dense", 0.0, 0, "1111"),
+    run("exit", 0.3, 0, "1000", 4 / 12),
+    run("exit", 0.1, 0, "1110", 1 / 12),
+]
+
+
+def test_between_two_numbers_of_layers_each_question_draws_one_of_two_models():
+    """By hand: 30 % lies 0.6 of the way from 25 to 33.3 %; seed 1 lacks a run and stays out."""
+    found = rights_at(STUDY, RUNS, "static", 0.3)
+    assert set(found) == {0}
+    assert found[0] == pytest.approx(np.array([0.4, 0.4, 0.0, 0.0]), abs=1e-3)
+
+
+def test_what_whole_layers_drop_counts_and_not_what_was_wanted():
+    """A rate of 30 % of twelve layers drops four, a third: it must not pass for 30 %."""
+    found = rights_at(STUDY, RUNS, "exit", 0.3)
+    assert found[0] == pytest.approx(np.array([1.0, 0.1333, 0.1333, 0.0]), abs=1e-3)
+
+
+def test_arms_that_were_not_run_so_far_or_so_low_are_left_out():
+    assert rights_at(STUDY, RUNS, "static", 0.1) == {}
+    assert rights_at(STUDY, RUNS, "routed", 0.1) == {}
+
+
+def test_dense_stands_beside_every_rate_and_pairs_share_seeds():
+    found = {(one.second, one.wanted): one for one in contrasts(STUDY, RUNS)}
+    assert set(found) == {("static", 0.3), ("exit", 0.3), ("dense", 0.3)}
+    dense = found["dense", 0.3]
+    assert (dense.seeds, dense.difference, dense.by_seed) == ([0], -0.25, [-0.25])
+    assert found["static", 0.3].difference == pytest.approx(0.75 - 0.2, abs=1e-3)
+
+
+def test_marks_hold_numbers_of_any_depth():
+    """Guards models of more than 36 layers: a question that runs them all must not fail its study."""
+    assert from_marks(as_marks(range(91))) == list(range(91))
+    assert as_marks([0, 9, 10, 35]) == "09az"
