@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from routing_experts.errors import ConfigError
 from routing_experts.evaluation.questions import BATCH_SIZE, Question, records_of
 from routing_experts.inference.generate import prompt_batches
+from routing_experts.models.attention import AttendingMask
 from routing_experts.models.convert import is_routed
 from routing_experts.models.families import family_of
 
@@ -69,10 +70,9 @@ class TokenPruner:
         ids = kwargs["input_ids"]
         if ids.shape[1] == 1:
             return
-        images = torch.tensor(list(family_of(self.model).image_token_ids(self.model.config)), device=ids.device)
         mask = kwargs.get("attention_mask")
         self._real_BT = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        self._image_BT = torch.isin(ids, images) & self._real_BT
+        self._image_BT = _are_images(self.model, ids) & self._real_BT
         self._index_BN = torch.empty(0)
 
     def _watch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -123,10 +123,10 @@ class TokenPruner:
 
     def _prefill_mask(self, mask: Tensor | None) -> Tensor | None:
         index, valid = self._index_BN, self._valid_BN
-        size = index.shape[1]
-        causal = torch.ones(size, size, dtype=torch.bool, device=index.device).tril()
         if mask is None and bool(valid.all()):
             return None
+        size = index.shape[1]
+        causal = torch.ones(size, size, dtype=torch.bool, device=index.device).tril()
         seen = causal & valid[:, None, None, :]
         return seen | torch.eye(size, dtype=torch.bool, device=index.device)  # no row of the softmax may be empty
 
@@ -139,22 +139,11 @@ class TokenPruner:
         return torch.cat([self._valid_BN, came], dim=1)[:, None, None, :]
 
 
-class _ScoringMask:
-    """Stands where SDPA takes its mask: attends as under the given one, and notes what the last token looks at."""
+class _ScoringMask(AttendingMask):
+    """Attends as under the given mask, and notes what the last token looks at."""
 
     def __init__(self, base_mask: Tensor | None, pruner: TokenPruner) -> None:
         self.base_mask, self.pruner = base_mask, pruner
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Tensor:
-        """Called by torch in place of a function that it is an argument of (torch's override protocol)."""
-        given = dict(kwargs or {})
-        mask = given.pop("attn_mask", None)
-        assert function is scaled_dot_product_attention, f"{function} on a scoring mask"
-        assert isinstance(mask, cls)
-        return mask.attend(*args, **given)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
         """SDPA, with its keywords."""
@@ -171,10 +160,9 @@ class _ScoringMask:
 
 def image_shares(model: Any, processor: Any, questions: Sequence[Question]) -> list[float]:
     """Of each question's prompt, the share of tokens that are pictures'."""
-    images = torch.tensor(list(family_of(model).image_token_ids(model.config)))
     shares: list[float] = []
     for batch in prompt_batches(processor, records_of(questions), BATCH_SIZE):
-        shares += (torch.isin(batch["input_ids"], images).sum(1) / batch["attention_mask"].sum(1)).tolist()
+        shares += (_are_images(model, batch["input_ids"]).sum(1) / batch["attention_mask"].sum(1)).tolist()
     return shares
 
 
@@ -197,6 +185,12 @@ def share_for(rate: float, image_shares: Sequence[float], num_layers: int, after
             f"{most:.1%}. Ask for less."
         )
     return rate / most
+
+
+def _are_images(model: Any, ids_BT: Tensor) -> Tensor:
+    """Which tokens stand for pieces of pictures."""
+    images = torch.tensor(list(family_of(model).image_token_ids(model.config)), device=ids_BT.device)
+    return torch.isin(ids_BT, images)
 
 
 def _hidden(args: Any, kwargs: Mapping[str, Any]) -> Tensor:

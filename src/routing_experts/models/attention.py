@@ -3,6 +3,7 @@
 Shapes: B examples, H heads, T ordinary tokens, R routing tokens behind them, P tokens of a past.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,27 @@ def extended_mask(base_mask: Tensor | None, span_mask: Tensor) -> Tensor:
     return torch.cat([ordinary, span_mask], dim=2)
 
 
-class SplitMask:
-    """Stands where SDPA takes its mask, and splits the call: ordinary tokens under the base's mask, others apart.
+class AttendingMask(ABC):
+    """Stands where SDPA takes its mask: the call becomes the mask's own ``attend``."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Called by torch in place of a function that it is an argument of (torch's override protocol)."""
+        given = dict(kwargs or {})
+        mask = given.pop("attn_mask", None)
+        assert function is scaled_dot_product_attention, f"{function} on a {cls.__name__}"
+        assert isinstance(mask, cls)
+        return mask.attend(*args, **given)
+
+    @abstractmethod
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
+        """SDPA, with its keywords, under this mask."""
+
+
+class SplitMask(AttendingMask):
+    """Splits the call of attention: ordinary tokens under the base's mask, others apart.
 
     ``extended_mask`` says the same in one tensor, but a kernel that is given a mask computes what plainly causal
     attention leaves out, and a faster kernel may refuse masks altogether.
@@ -50,17 +70,6 @@ class SplitMask:
 
     def __init__(self, base_mask: Tensor | None, span_mask: Tensor) -> None:
         self.base_mask, self.span_mask = base_mask, span_mask
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Tensor:
-        """Called by torch in place of a function that it is an argument of (torch's override protocol)."""
-        given = dict(kwargs or {})
-        mask = given.pop("attn_mask", None)
-        assert function is scaled_dot_product_attention, f"{function} on a SplitMask"
-        assert isinstance(mask, cls)
-        return mask.attend(*args, **given)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
         """Attention of [B, H, T + R, head size] over [B, H, P + T + R, head size]; SDPA's keywords."""
