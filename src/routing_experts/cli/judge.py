@@ -48,7 +48,6 @@ from routing_experts.records import (
     Speed,
     SweepPoint,
     environment,
-    load_json,
 )
 from routing_experts.training.folder import RunFolder
 
@@ -220,7 +219,7 @@ def budgeted(folder: Path, meter: RateMeter, heldout: RateMeter | None, console:
 def read_calibration(folder: str | Path, keep_bias: float) -> Calibration | None:
     """What ``roe calibrate`` left beside a model, if the model still has the bias that it found."""
     path = Path(folder) / CALIBRATION_NAME
-    found = load_json(path, Calibration.from_dict) if path.is_file() else None
+    found = Calibration.load(path) if path.is_file() else None
     return found if found is not None and found.keep_bias == keep_bias else None
 
 

@@ -13,7 +13,7 @@ from routing_experts.evaluation.calibration import RateMeter
 from routing_experts.evaluation.questions import BATCH_SIZE, Question, digits_questions, load_questions
 from routing_experts.evaluation.static import rarely_kept, static_rows
 from routing_experts.models.static import make_static
-from routing_experts.records import STATIC_NAME, StaticExport, environment, save_json
+from routing_experts.records import STATIC_NAME, StaticExport, environment
 from routing_experts.reports import print_static
 
 CHOSEN_ON, CHOICE_SEED = 1000, 3
@@ -65,7 +65,7 @@ def export_static(
         high=difference.high,
         environment=environment(),
     )
-    save_json(output / STATIC_NAME, record.to_dict())
+    record.save(output / STATIC_NAME)
     print_static(record, say.results)
     return record.to_dict()
 

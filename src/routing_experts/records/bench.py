@@ -1,10 +1,9 @@
 """A benchmark's record: raw timings of dense, routed and twin, with what was counted beside them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json
+from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Seconds, Share
 from routing_experts.records.results import refuse_untimed
 
 BENCH_NAME = "bench.json"
@@ -92,7 +91,7 @@ class BenchCase(Entry):
 
 
 @dataclass(frozen=True)
-class BenchRecord(Entry):
+class BenchRecord(RecordFile):
     """All cases of one run.
 
     Attributes:
@@ -107,16 +106,7 @@ class BenchRecord(Entry):
     seconds_total: Seconds
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads and checks the file.
-
-        Raises:
-            ReportError: if it is missing, is not JSON, or a field is missing or does not fit; path and field are named.
-        """
-        return load_json(path, cls._checked)
-
-    @classmethod
     def _checked(cls, values: Any) -> Self:
-        record = cls.from_dict(values)
+        record = super()._checked(values)
         refuse_untimed(record.cases, "cases")
         return record

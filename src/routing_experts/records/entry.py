@@ -58,6 +58,29 @@ class Entry:
         return cls(**known, extra={key: value for key, value in values.items() if key not in known})
 
 
+@dataclass(frozen=True)
+class RecordFile(Entry):
+    """An entry that is a file of its own."""
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole."""
+        save_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads and checks the file.
+
+        Raises:
+            ReportError: if it is missing, is not JSON, or a field is missing or does not fit; path and field are named.
+        """
+        return load_json(path, cls._checked)
+
+    @classmethod
+    def _checked(cls, values: Any) -> Self:
+        """``from_dict``; kinds of files whose fields must fit each other check that here as well."""
+        return cls.from_dict(values)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name and renames, so that a reader never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)

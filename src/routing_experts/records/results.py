@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from routing_experts.errors import ReportError
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
+from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Seconds, Share, misfit, save_json
 
 RESULTS_NAME = "results.json"
 GALLERY_NAME = "gallery.json"
@@ -113,7 +113,7 @@ class SweepPoint(Skipping):
 
 
 @dataclass(frozen=True)
-class Calibration(Entry):
+class Calibration(RecordFile):
     """The keep bias that was set so that the model skips a wanted share of its layers.
 
     Attributes:
@@ -163,7 +163,7 @@ class BudgetRecord(Entry):
 
 
 @dataclass(frozen=True)
-class Results(Entry):
+class Results(RecordFile):
     """All that a run measured; the contents of ``results.json``.
 
     Attributes:
@@ -206,17 +206,8 @@ class Results(Entry):
             raise ReportError(f"{path} was not written: {error}") from error
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads and checks the file.
-
-        Raises:
-            ReportError: if it is missing, is not JSON, or a field is missing or does not fit; path and field are named.
-        """
-        return load_json(path, cls._checked)
-
-    @classmethod
     def _checked(cls, values: Any) -> Self:
-        results = cls.from_dict(values)
+        results = super()._checked(values)
         rates = {f"tasks.{name}.layer_skip_rates": task.layer_skip_rates for name, task in results.tasks.items()}
         rates["routed.layer_skip_rates"] = results.routed.layer_skip_rates
         for where, by_layer in rates.items():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share
+from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Seconds, Share
 
 STATIC_NAME = "static.json"
 
@@ -27,7 +27,7 @@ class StaticRow(Entry):
 
 
 @dataclass(frozen=True)
-class StaticExport(Entry):
+class StaticExport(RecordFile):
     """What was dropped, by what, and what came of it.
 
     Attributes:

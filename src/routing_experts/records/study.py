@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, misfit, save_json
+from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Seconds, Share, misfit
 from routing_experts.records.results import RouteCount
 
 STUDY_NAME = "study.json"
@@ -26,7 +25,7 @@ def from_marks(marks: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class StudyRun(Entry):
+class StudyRun(RecordFile):
     """One trained contender on the held-out questions.
 
     Attributes:
@@ -73,18 +72,9 @@ class StudyRun(Entry):
     settings: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Writes the file whole."""
-        save_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads and checks the file."""
-        return load_json(path, cls.from_dict)
-
 
 @dataclass(frozen=True)
-class LayerChoice(Entry):
+class LayerChoice(RecordFile):
     """Layers in the order in which fixed controls drop them.
 
     Attributes:
@@ -102,7 +92,7 @@ class LayerChoice(Entry):
 
 
 @dataclass(frozen=True)
-class BaseAnswers(Entry):
+class BaseAnswers(RecordFile):
     """What the base model, not trained further, says to the held-out questions.
 
     Attributes:
@@ -154,7 +144,7 @@ class ArmSpeed(Entry):
 
 
 @dataclass(frozen=True)
-class StudyRecord(Entry):
+class StudyRecord(RecordFile):
     """All that a study measured; the contents of ``study.json``.
 
     Attributes:
@@ -176,22 +166,9 @@ class StudyRecord(Entry):
     layers: LayerChoice | None = None
     speeds: list[ArmSpeed] = field(default_factory=list)
 
-    def save(self, path: Path) -> None:
-        """Writes the file whole."""
-        save_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads and checks the file.
-
-        Raises:
-            ReportError: if it is missing, is not JSON, or a field is missing or does not fit.
-        """
-        return load_json(path, cls._checked)
-
     @classmethod
     def _checked(cls, values: Any) -> Self:
-        study = cls.from_dict(values)
+        study = super()._checked(values)
         for i, run in enumerate(study.runs):
             if len(run.right) != study.questions or set(run.right) - {"0", "1"}:
                 raise misfit(f"runs[{i}].right", run.right, f"{study.questions} characters 0 or 1")

@@ -1,10 +1,9 @@
 """``tasks.json``: what lmms-eval's tasks gave a model, with all layers and with routes."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, save_json
+from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Seconds, Share
 
 TASKS_NAME = "tasks.json"
 
@@ -57,7 +56,7 @@ class TaskScore(Entry):
 
 
 @dataclass(frozen=True)
-class TaskScores(Entry):
+class TaskScores(RecordFile):
     """All that ``roe evaluate --tasks`` found; the contents of ``tasks.json``."""
 
     model: str
@@ -68,16 +67,3 @@ class TaskScores(Entry):
     environment: dict[str, Any]
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Writes the file whole."""
-        save_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads and checks the file.
-
-        Raises:
-            ReportError: if it is missing, is not JSON, or a field is missing or does not fit.
-        """
-        return load_json(path, cls.from_dict)

@@ -28,8 +28,6 @@ from routing_experts.records import (
     LayerChoice,
     StudyRecord,
     StudyRun,
-    load_json,
-    save_json,
 )
 from routing_experts.studies.base import base_answers
 from routing_experts.studies.jobs import Job
@@ -161,7 +159,7 @@ class Contest:
     def choice(self) -> LayerChoice:
         """The layers that fixed controls drop: the same for every seed."""
         path = self.output / LAYERS_RECORD
-        found = load_json(path, LayerChoice.from_dict) if path.is_file() else self._record and self._record.layers
+        found = LayerChoice.load(path) if path.is_file() else self._record and self._record.layers
         asked = (self.study.calibration_questions, self.study.questions)
         rates = {str(rate) for rate in self.study.rates}
         if found and (found.training_questions, found.questions) == asked and set(found.untrained) == rates:
@@ -170,20 +168,20 @@ class Contest:
             self.base, self.processor, self.training_questions, self.questions, self.study.rates, self.routable
         )
         self.output.mkdir(parents=True, exist_ok=True)
-        save_json(path, choice.to_dict())
+        choice.save(path)
         return choice
 
     @cached_property
     def answers_of_base(self) -> BaseAnswers:
         """What the base model says to the held-out questions, and how hard it finds them."""
         path = self.output / BASE_RECORD
-        known = load_json(path, BaseAnswers.from_dict) if path.is_file() else self._record and self._record.base
+        known = BaseAnswers.load(path) if path.is_file() else self._record and self._record.base
         if known and (len(known.right), known.question_seed) == (self.study.questions, self.study.question_seed):
             return known
         with self.bar("base", len(self.questions)) as advance:
             found = base_answers(self.base, self.processor, self.questions, self.study.question_seed, advance)
         self.output.mkdir(parents=True, exist_ok=True)
-        save_json(path, found.to_dict())
+        found.save(path)
         return found
 
     def recipe(self, job: Job) -> Recipe:
