@@ -1,6 +1,6 @@
 """Models and tasks for lmms-eval, all local: nothing here may ask the network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from routing_experts import api
 from routing_experts.config import RoEConfig
 from routing_experts.evaluation.lmms.digits import write_task
+from routing_experts.evaluation.lmms.isolation import isolated
 from routing_experts.evaluation.questions import Question, digits_questions
 from routing_experts.models.families import family_of
 from routing_experts.models.load import load_base, load_processor
@@ -28,6 +29,13 @@ def cache_in(monkeypatch) -> Callable[[Path], None]:
         _resolve_hf_datasets_cache_dir.cache_clear()
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def _isolated() -> Iterator[None]:
+    """lmms-eval is run here as others run it; the tests after these are to meet the process as it was."""
+    with isolated():
+        yield
 
 
 @pytest.fixture(autouse=True)

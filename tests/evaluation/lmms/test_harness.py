@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock, Timeout
+from PIL import ImageFile
 
 from routing_experts.errors import EvaluationError
 from routing_experts.evaluation.lmms.harness import Plan, run_tasks, sides_of
@@ -70,6 +72,16 @@ def test_a_dense_model_has_one_side(digits, tmp_path):
     record = run_tasks("pocket", plan, sides_of(False, ()))
     assert [side.side for side in record.scores[0].sides] == ["dense"]
     assert record.scores[0].sides[0].skip_rate == 0
+
+
+def test_the_process_is_left_as_it_was(digits, tmp_path):
+    """A lock that is held is not got a second time; pictures that are cut short are not filled with grey."""
+    plan = Plan(("roe_digits",), (digits,), 2, 2, settings={"device": "cpu"}, output=tmp_path)
+    for _ in range(2):
+        run_tasks("pocket", plan, sides_of(False, ()))
+        assert not ImageFile.LOAD_TRUNCATED_IMAGES
+        with FileLock(tmp_path / "held"), pytest.raises(Timeout):
+            FileLock(tmp_path / "held").acquire(timeout=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """lmms-eval's tasks, run for one model with all layers and with routes, and what they gave as one record."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from routing_experts.errors import EvaluationError
+from routing_experts.evaluation.lmms.isolation import isolated
 from routing_experts.evaluation.lmms.scores import task_scores
 from routing_experts.optional import need
 from routing_experts.records import TaskScores, environment
@@ -92,11 +92,11 @@ def run_tasks(folder: str, plan: Plan, sides: Sequence[Side]) -> TaskScores:
             "roe evaluate --tasks in several processes: it sets sides beside each other in one. Start lmms-eval itself "
             "on several, once a side: accelerate launch … -m lmms_eval --model roe …"
         )
-    with _quiet():
+    with isolated():
         manager = _manager(plan.include)
-        tasks = _known(manager, plan.tasks)
-        kinds = {name: _kinds_of(manager, name) for name in tasks}  # before a model is loaded
-        found = {side.name: [_run(folder, plan, side, manager, name, kinds[name]) for name in tasks] for side in sides}
+        _refuse_unknown(manager, plan.tasks)
+        kinds = {name: _kinds_of(manager, name) for name in plan.tasks}  # before a model is loaded
+        found = {side.name: [_run(folder, plan, side, manager, *one) for one in kinds.items()] for side in sides}
     scores, num_layers = task_scores(found)
     return TaskScores(
         model=Path(folder).name if Path(folder).exists() else folder,
@@ -121,13 +121,7 @@ def _manager(include: tuple[Path, ...]) -> Any:
     return TaskManager("ERROR", include_path=[str(OWN_TASKS), *map(str, include)])
 
 
-def _known(manager: Any, names: Sequence[str]) -> list[str]:
-    """The leaf tasks that are meant.
-
-    Raises:
-        EvaluationError: if one is unknown.
-    """
-    tasks: list[str] = []
+def _refuse_unknown(manager: Any, names: Sequence[str]) -> None:
     for name in names:
         if name not in manager.task_index:
             near = get_close_matches(name, manager.all_tasks, 5, 0.5) or manager.match_tasks([f"*{name}*"])[:5]
@@ -136,8 +130,6 @@ def _known(manager: Any, names: Sequence[str]) -> list[str]:
                 + (f"; near it are {', '.join(near)}" if near else "")
                 + ". `lmms-eval tasks` lists all; folders of your own come with --include."
             )
-        tasks.append(name)
-    return tasks
 
 
 def _kinds_of(manager: Any, name: str) -> set[str]:
@@ -233,15 +225,3 @@ def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(task)
         else:
             yield str(name), task
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """lmms-eval's own log stays silent: what fails is raised."""
-    from loguru import logger
-
-    logger.disable("lmms_eval")
-    try:
-        yield
-    finally:
-        logger.enable("lmms_eval")
