@@ -166,6 +166,22 @@ class StudyRecord(RecordFile):
     layers: LayerChoice | None = None
     speeds: list[ArmSpeed] = field(default_factory=list)
 
+    @property
+    def reference(self) -> str:
+        """The arm that all others are held against."""
+        return str(self.plan.get("reference", "routed"))
+
+    @property
+    def reference_runs(self) -> dict[float, list[StudyRun]]:
+        """The reference's runs that skip, by rising rate."""
+        runs = [run for run in self.runs if run.arm == self.reference and run.wanted]
+        rates = sorted({run.wanted for run in runs})
+        return {rate: [run for run in runs if run.wanted == rate] for rate in rates}
+
+    def is_dense(self, arm: str) -> bool:
+        """Whether no run of the arm skips anything."""
+        return all(run.wanted == 0 for run in self.runs if run.arm == arm)
+
     @classmethod
     def _checked(cls, values: Any) -> Self:
         study = super()._checked(values)

@@ -5,7 +5,7 @@ from routing_experts.reports.compare import write_comparison
 from routing_experts.reports.folder import write_folder_report
 from routing_experts.reports.html import write_report
 from routing_experts.reports.progress import ProgressPage
-from routing_experts.reports.static import print_static, static_markdown
+from routing_experts.reports.static import print_static
 from routing_experts.reports.study import print_study, study_markdown, write_study_report
 from routing_experts.reports.study_data import reference_run
 from routing_experts.reports.summary import calibration_line
@@ -24,7 +24,6 @@ __all__ = [
     "print_tasks",
     "reference_run",
     "results_markdown",
-    "static_markdown",
     "study_markdown",
     "tasks_markdown",
     "write_bench_report",

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from routing_experts.records import StaticExport, StaticRow
 from routing_experts.reports.summary import Grid, percent, points, span, times
-from routing_experts.reports.table import grids_markdown, print_grids
+from routing_experts.reports.table import print_grids
 
 
 def static_grid(record: StaticExport) -> Grid:
@@ -27,11 +27,6 @@ def static_grid(record: StaticExport) -> Grid:
 def print_static(record: StaticExport, console: Console) -> None:
     """Prints the table."""
     print_grids([static_grid(record)], console)
-
-
-def static_markdown(record: StaticExport) -> str:
-    """The table as Markdown."""
-    return grids_markdown([static_grid(record)])
 
 
 def _row(row: StaticRow, dense: StaticRow, sizes: tuple[str, ...]) -> tuple[str, ...]:

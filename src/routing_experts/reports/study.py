@@ -22,7 +22,7 @@ from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, d
 from routing_experts.reports.study_data import main_rate, reference_run
 from routing_experts.reports.study_drawings import front_drawing, route_drawings
 from routing_experts.reports.study_files import latex_tables, study_csv
-from routing_experts.reports.study_tables import rate_grids, routes_grid, task_grid
+from routing_experts.reports.study_tables import by_seed, rate_grids, routes_grid, task_grid
 from routing_experts.reports.summary import NONE, Grid, percent, points, span
 from routing_experts.reports.table import grids_markdown, print_grids
 
@@ -85,7 +85,7 @@ def write_study_report(folder: Path) -> Path:
         ReportError: if ``study.json`` is missing or does not fit.
     """
     study = StudyRecord.load(folder / STUDY_NAME)
-    grids = [*front_grids(study), *study_grids(study)]
+    main, others = front_grids(study), study_grids(study)
     figures = folder / FIGURES_FOLDER
     drawings = [front_drawing(study, figures), *route_drawings(study, figures), *_curves(study, folder, figures)]
     num_layers = len(study.runs[0].layer_skip_rates) if study.runs else 0
@@ -97,30 +97,30 @@ def write_study_report(folder: Path) -> Path:
         f"{_plural(len(study.runs), 'run')}, {study.questions:,} questions each",
         tiles=_tiles(study),
         front=drawings[0],
-        main=front_grids(study),
+        main=main,
         drawings=drawings[1:],
-        others=study_grids(study),
+        others=others,
         exhibits=exhibits_of(folder, num_layers),
     )
     write_text(folder / REPORT_NAME, page)
-    write_text(folder / "study.md", grids_markdown(grids))
+    write_text(folder / "study.md", grids_markdown([*main, *others]))
     write_text(folder / "study.csv", study_csv(study))
-    write_text(folder / "study.tex", latex_tables(grids))
+    write_text(folder / "study.tex", latex_tables([*main, *others]))
     return folder / REPORT_NAME
 
 
 def _tiles(study: StudyRecord) -> list[tuple[str, str, str]]:
     """What the main rate came to: the reference, the base, and the best of all rivals."""
-    reference, rate = str(study.plan.get("reference", "routed")), main_rate(study)
-    runs = [run for run in study.runs if (run.arm, run.wanted) == (reference, rate)]
+    rate = main_rate(study)
+    runs = study.reference_runs.get(rate, [])
     if not runs:
         return []
-    own = mean(run.accuracy for run in runs)
+    own, skipped = mean(run.accuracy for run in runs), mean(run.skip_rate for run in runs)
     tiles = [
-        (f"{reference} at {percent(mean(run.skip_rate for run in runs))}", percent(own), _plural(len(runs), "seed")),
+        (f"{study.reference} at {percent(skipped)}", percent(own), _plural(len(runs), "seed")),
         ("to the base model", points(own - study.base_accuracy), f"base {percent(study.base_accuracy)}"),
     ]
-    rivals = [one for one in study.contrasts if one.wanted == rate and not _is_dense(study, one.second)]
+    rivals = [one for one in study.contrasts if one.wanted == rate and not study.is_dense(one.second)]
     if rivals:
         best = min(rivals, key=lambda one: one.difference)
         tiles.append((f"to {best.second}, the best rival", points(best.difference), span(best.low, best.high)))
@@ -129,10 +129,6 @@ def _tiles(study: StudyRecord) -> list[tuple[str, str, str]]:
 
 def _plural(count: int, name: str) -> str:
     return f"{count:,} {name}" + ("" if count == 1 else "s")
-
-
-def _is_dense(study: StudyRecord, arm: str) -> bool:
-    return all(run.wanted == 0 for run in study.runs if run.arm == arm)
 
 
 def _curves(study: StudyRecord, folder: Path, figures: Path) -> list[Drawing]:
@@ -158,7 +154,7 @@ def _arm_row(arm: str, runs: list[StudyRun]) -> tuple[str, ...]:
     return (
         arm,
         percent(mean(run.accuracy for run in runs)),
-        " / ".join(f"{100 * run.accuracy:.1f}" for run in runs),
+        by_seed(run.accuracy for run in runs),
         percent(mean(run.skip_rate for run in runs)),
         percent(mean(raw)) if raw else NONE,
         percent(mean(run.varied_layers for run in runs)),

@@ -34,8 +34,7 @@ Front = list[Point]
 
 def fronts_of(study: StudyRecord) -> dict[str, Front]:
     """Each arm that saves something, by rising rate; the reference first, then in the plan's order."""
-    reference = str(study.plan.get("reference", "routed"))
-    order = {arm: (arm != reference, place) for place, arm in enumerate(study.plan.get("arms", {}))}
+    order = {arm: (arm != study.reference, place) for place, arm in enumerate(study.plan.get("arms", {}))}
     groups: dict[str, dict[float, list[StudyRun]]] = {}
     for run in study.runs:
         if run.wanted:
@@ -52,15 +51,12 @@ def fronts_of(study: StudyRecord) -> dict[str, Front]:
 
 def main_rate(study: StudyRecord) -> float:
     """The study's rate that is nearest to the paper's."""
-    reference = str(study.plan.get("reference", "routed"))
-    rates = {run.wanted for run in study.runs if run.arm == reference and run.wanted}
-    return min(rates, key=lambda rate: abs(rate - MAIN_RATE), default=0.0)
+    return min(study.reference_runs, key=lambda rate: abs(rate - MAIN_RATE), default=0.0)
 
 
 def reference_run(study: StudyRecord) -> StudyRun | None:
     """The reference at the main rate, of the first seed; None if there is none with its routes."""
-    reference, rate = str(study.plan.get("reference", "routed")), main_rate(study)
-    runs = [run for run in study.runs if (run.arm, run.wanted) == (reference, rate) and run.routes]
+    runs = [run for run in study.reference_runs.get(main_rate(study), []) if run.routes]
     return min(runs, key=lambda run: run.seed, default=None)
 
 

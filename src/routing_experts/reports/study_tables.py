@@ -1,5 +1,6 @@
 """A study's tables: the main one by rate, the reference by task, and its routes beside the authors'."""
 
+from collections.abc import Iterable
 from statistics import mean
 
 from routing_experts.records import Contrast, StudyRecord, StudyRun, from_marks
@@ -16,16 +17,15 @@ NOTE = (
 
 def rate_grids(study: StudyRecord) -> list[Grid]:
     """The main table, one part a rate: every arm with its distance to the reference and its measured speed."""
-    reference = str(study.plan.get("reference", "routed"))
-    rates = sorted({run.wanted for run in study.runs if run.arm == reference and run.wanted})
-    return [_rate_grid(study, reference, rate, NOTE if rate == rates[-1] else "") for rate in rates]
+    rates = list(study.reference_runs)
+    return [_rate_grid(study, rate, NOTE if rate == rates[-1] else "") for rate in rates]
 
 
-def _rate_grid(study: StudyRecord, reference: str, rate: float, note: str) -> Grid:
-    own = [run for run in study.runs if (run.arm, run.wanted) == (reference, rate)]
+def _rate_grid(study: StudyRecord, rate: float, note: str) -> Grid:
+    reference, own = study.reference, study.reference_runs[rate]
     seeds = [run.accuracy for run in own]
     left_out = percent(mean(run.skip_rate for run in own))
-    first = (reference, percent(mean(seeds)), _by_seed(seeds), left_out, NONE, NONE)
+    first = (reference, percent(mean(seeds)), by_seed(seeds), left_out, NONE, NONE)
     rows: list[tuple[str, ...]] = [first + _speeds(study, reference, rate)]
     contrasts = [contrast for contrast in study.contrasts if contrast.wanted == rate]
     for contrast in sorted(contrasts, key=lambda one: one.difference):
@@ -36,16 +36,15 @@ def _rate_grid(study: StudyRecord, reference: str, rate: float, note: str) -> Gr
 
 
 def _contrast_row(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
-    accuracy, by_seed = accuracy_at(study, contrast)
-    runs = [run for run in study.runs if run.arm == contrast.second]
-    is_dense = all(run.wanted == 0 for run in runs)
-    exact = [run.skip_rate for run in runs if run.wanted == contrast.wanted]
+    accuracy, seeds = accuracy_at(study, contrast)
+    is_dense = study.is_dense(contrast.second)
+    exact = [run.skip_rate for run in study.runs if (run.arm, run.wanted) == (contrast.second, contrast.wanted)]
     left_out = 0.0 if is_dense else mean(exact) if exact else contrast.wanted
     speeds = _speeds(study, contrast.second, 0.0 if is_dense else contrast.wanted)
     return (
         contrast.second,
         percent(accuracy),
-        _by_seed(by_seed),
+        by_seed(seeds),
         percent(left_out),
         points(contrast.difference),
         span(contrast.low, contrast.high),
@@ -58,25 +57,24 @@ def _speeds(study: StudyRecord, arm: str, rate: float) -> tuple[str, ...]:
     return tuple(NONE if value is None else times(value) for value in found)
 
 
-def _by_seed(accuracies: list[float]) -> str:
+def by_seed(accuracies: Iterable[float]) -> str:
+    """Percentages beside each other."""
     return " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
 
 
 def task_grid(study: StudyRecord) -> Grid | None:
     """The reference by task and rate: accuracy and what is skipped, means of seeds, beside the base model."""
-    reference = str(study.plan.get("reference", "routed"))
-    runs = [run for run in study.runs if run.arm == reference and run.wanted]
-    if study.base is None or not runs:
+    by_rate = study.reference_runs
+    if study.base is None or not by_rate:
         return None
-    rates = sorted({run.wanted for run in runs})
     right = {task: _share_right(study, task) for task in study.base.tasks}
     rows = tuple(
-        (task, percent(right[task]), *(_task_cell([run for run in runs if run.wanted == rate], task) for rate in rates))
+        (task, percent(right[task]), *(_task_cell(runs, task) for runs in by_rate.values()))
         for task in study.base.tasks
     )
-    columns = ("task", "base model", *(f"at {percent(rate)}" for rate in rates))
+    columns = ("task", "base model", *(f"at {percent(rate)}" for rate in by_rate))
     note = "Accuracy, and in brackets the share of layers skipped; means over seeds."
-    return Grid(f"By task: {reference}", columns, rows, note=note)
+    return Grid(f"By task: {study.reference}", columns, rows, note=note)
 
 
 def _share_right(study: StudyRecord, task: str) -> float:

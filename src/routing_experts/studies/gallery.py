@@ -13,21 +13,19 @@ from routing_experts.training.folder import RunFolder
 EACH = 6
 
 
-def write_wins_and_losses(contest: Contest, routed: StudyRun) -> bool:
+def write_wins_and_losses(contest: Contest, routed: StudyRun) -> None:
     """Asks both models the questions on which one of them alone is right, and writes them into the study's folder.
 
-    Dense is the arm that was tuned as long, where the study has one with the same seed; else the base.
+    Nothing is written where the run's model is not at hand. Dense is the arm that was tuned as long, where the study
+    has one with the same seed; else the base.
 
     Args:
         contest: the study's.
         routed: the run that is shown.
-
-    Returns:
-        Whether there was something to write with: the models have to be at hand.
     """
     own = RunFolder(Job(routed.arm, routed.wanted, routed.seed).folder(contest.output)).model
     if not own.is_dir():
-        return False
+        return
     dense_job = _dense_job(contest, routed.seed)
     dense_folder = RunFolder(dense_job.folder(contest.output)).model if dense_job else None
     found = contest.found(dense_job) if dense_job else None
@@ -39,11 +37,9 @@ def write_wins_and_losses(contest: Contest, routed: StudyRun) -> bool:
     wins = [i for i, pair in enumerate(pairs) if pair == ("1", "0")][:EACH]
     losses = [i for i, pair in enumerate(pairs) if pair == ("0", "1")][:EACH]
     questions = [contest.questions[index] for index in wins + losses]
-    if not questions:
-        return False
-    said = [ask(one, contest.processor, questions) for one in (model, from_pretrained(own))]
-    save_gallery(Path(contest.output), questions, *said)
-    return True
+    if questions:
+        said = [ask(one, contest.processor, questions) for one in (model, from_pretrained(own))]
+        save_gallery(Path(contest.output), questions, *said)
 
 
 def _dense_job(contest: Contest, seed: int) -> Job | None:

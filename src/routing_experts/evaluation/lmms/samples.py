@@ -33,7 +33,6 @@ class Asked:
         generation: for ``model.generate``; empty where a likelihood is asked for.
         until: texts that end an answer.
         read: makes the record.
-        can_be_kept: whether another run would get the same answer.
     """
 
     id: str
@@ -43,7 +42,7 @@ class Asked:
 
     @property
     def can_be_kept(self) -> bool:
-        """Whether the same answer would come again."""
+        """Whether another run would get the same answer."""
         return not self.generation.get("do_sample")
 
 
