@@ -14,7 +14,7 @@ from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.inference.generate import answer
 from routing_experts.models.convert import is_routed
 from routing_experts.models.options import RoutingOptions
-from routing_experts.records import MAX_ROUTES, RouteCount, Routed, Skipping, Static, SweepPoint, TaskResult
+from routing_experts.records import MAX_ROUTES, RouteCount, Routed, Skipping, Static, SweepPoint, TaskResult, as_bits
 
 MAX_NEW_TOKENS = 16
 SWEEP_BIASES = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
@@ -126,11 +126,7 @@ def route_counts(routed: Evaluation) -> list[RouteCount]:
     for given, right in zip(routed.answers, routed.right, strict=True):
         rows.setdefault(given.route, []).append(right)
     commonest = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_ROUTES]
-    return [RouteCount(_keeps(route), len(rights), sum(rights) / len(rights)) for route, rights in commonest]
-
-
-def _keeps(route: tuple[bool, ...]) -> str:
-    return "".join("1" if keep else "0" for keep in route)
+    return [RouteCount(as_bits(route), len(rights), sum(rights) / len(rights)) for route, rights in commonest]
 
 
 def information(routed: Evaluation) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from routing_experts.errors import RouteError
 from routing_experts.inference.generate import Answer
 from routing_experts.models.options import route_rows
-from routing_experts.records import write_text
+from routing_experts.records import as_bits, from_bits, write_text
 
 _EXPECTED = 'expected {"id": "…", "route": "1101…"}, with 1 for each layer that runs and 0 for each that is skipped'
 
@@ -50,10 +50,7 @@ def write_routes(path: Path, lines: Sequence[RouteLine]) -> None:
     Raises:
         RouteError: if ``read_routes`` would refuse it.
     """
-    texts = [
-        json.dumps({"id": line.id, "route": "".join("01"[keep] for keep in line.route), "model": line.model})
-        for line in lines
-    ]
+    texts = [json.dumps({"id": line.id, "route": as_bits(line.route), "model": line.model}) for line in lines]
     _parse(path, texts)
     write_text(path, "".join(text + "\n" for text in texts))
 
@@ -165,7 +162,7 @@ def _line(text: str, where: str) -> RouteLine:
             raise RouteError(f"{where}: {field} is {_short(value)}, not a text: {_EXPECTED}. Correct the line.")
     if not route or set(route) - {"0", "1"}:
         raise RouteError(f"{where}: route is {_short(route)}: {_EXPECTED}. Correct the line.")
-    return RouteLine(name, tuple(flag == "1" for flag in route), model)
+    return RouteLine(name, tuple(from_bits(route)), model)
 
 
 def _short(value: Any) -> str:

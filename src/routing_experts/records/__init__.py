@@ -4,6 +4,7 @@ from routing_experts.records.bench import BENCH_NAME, BenchCase, BenchRecord, Co
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, save_json, write_text
 from routing_experts.records.environment import environment
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log, seconds_left
+from routing_experts.records.marks import as_bits, as_marks, from_bits, from_marks
 from routing_experts.records.results import (
     BUDGET_NAME,
     CALIBRATION_NAME,
@@ -34,8 +35,6 @@ from routing_experts.records.study import (
     LayerChoice,
     StudyRecord,
     StudyRun,
-    as_marks,
-    from_marks,
 )
 from routing_experts.records.tasks import TASKS_NAME, SideScore, Spread, TaskScore, TaskScores
 
@@ -87,8 +86,10 @@ __all__ = [
     "TaskScore",
     "TaskScores",
     "TrainingLog",
+    "as_bits",
     "as_marks",
     "environment",
+    "from_bits",
     "from_marks",
     "load_json",
     "read_log",

@@ -1,6 +1,5 @@
 """``study.json``: every run of a study, and how the arms compare on the same questions."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -8,20 +7,6 @@ from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Se
 from routing_experts.records.results import RouteCount
 
 STUDY_NAME = "study.json"
-
-
-# A character a small number, so that thousands of them stay one line of text: digits, letters, then other ASCII.
-_MARKS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" + "!#$%&()*+,-./:;<=>?@[]^_`{|}~"
-
-
-def as_marks(numbers: Iterable[int]) -> str:
-    """Numbers below 91, a character each."""
-    return "".join(_MARKS[number] for number in numbers)
-
-
-def from_marks(marks: str) -> list[int]:
-    """The inverse of ``as_marks``."""
-    return [_MARKS.index(mark) for mark in marks]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, read_log, write_text
+from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, from_bits, read_log, write_text
 from routing_experts.reports.exhibits import Exhibit, exhibits_of
 from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, smoothing_window
 from routing_experts.reports.gallery import layers_in_words
@@ -102,9 +102,7 @@ def _drawings(folder: Path, results: Results, log: list[LogLine]) -> list[Drawin
             f"The commonest of the routes that questions took, up to {MAX_BARS}: filled cells ran; the bar is the "
             "share of questions, the figure beside it how many of them were answered right.",
             f"Not drawn: {RESULTS_NAME} has no routes.",
-            "; ".join(
-                f"{layers_in_words([k == '1' for k in one.keeps])} {one.questions}" for one in results.routes[:5]
-            ),
+            "; ".join(f"{layers_in_words(from_bits(one.keeps))} {one.questions}" for one in results.routes[:5]),
         ),
     ]
 

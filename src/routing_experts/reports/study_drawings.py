@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from routing_experts.records import StudyRecord, StudyRun
+from routing_experts.records import StudyRecord, StudyRun, from_bits
 from routing_experts.reports.figures import draw_heat_map
 from routing_experts.reports.gallery import layers_in_words
 from routing_experts.reports.many import draw_arms
@@ -90,7 +90,7 @@ def _by_question(study: StudyRecord, run: StudyRun, of: str, figures: Path) -> l
             partial(draw_routes, run.routes, len(run.right)),
             f"Of {of}: filled cells ran; the bar is the share of questions, beside it how many were answered right.",
             MISSING,
-            "; ".join(f"{layers_in_words([k == '1' for k in r.keeps])} {r.questions}" for r in run.routes[:5]),
+            "; ".join(f"{layers_in_words(from_bits(r.keeps))} {r.questions}" for r in run.routes[:5]),
         ),
         drawing_of(
             figures,

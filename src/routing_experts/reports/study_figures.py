@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from routing_experts.records import StudyRecord, StudyRun, from_marks
+from routing_experts.records import StudyRecord, StudyRun, from_bits, from_marks
 from routing_experts.reports.figures import blank_figure, plain, style_axes
 from routing_experts.reports.many import colour_of, put_legend
 from routing_experts.reports.palette import Look
@@ -102,7 +102,7 @@ def depths_of(run: StudyRun, num_layers: int) -> list[float]:
 def _two_lines(axes: Axes, tenths: np.ndarray, study: StudyRecord, run: StudyRun, look: Look) -> None:
     assert study.base is not None
     for name, right, colour in (("base", study.base.right, look.faint), (run.arm, run.right, look.routed)):
-        values = tenth_shares(study.base, [100.0 * (mark == "1") for mark in right])
+        values = tenth_shares(study.base, [100.0 * one for one in from_bits(right)])
         axes.plot(tenths, values, marker="o", markersize=4, color=colour, label=plain(name))
     put_legend(axes, look)
 

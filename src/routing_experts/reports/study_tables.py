@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from statistics import mean
 
-from routing_experts.records import Contrast, StudyRecord, StudyRun, from_marks
+from routing_experts.records import Contrast, StudyRecord, StudyRun, from_bits, from_marks
 from routing_experts.reports.study_data import accuracy_at, authors_routes, main_rate, speed_up
 from routing_experts.reports.summary import NONE, Grid, percent, points, span, times
 
@@ -81,7 +81,7 @@ def _share_right(study: StudyRecord, task: str) -> float:
     assert study.base is not None
     mark = study.base.tasks.index(task)
     of_task = from_marks(study.base.task_of)
-    rights = [r == "1" for r, t in zip(study.base.right, of_task, strict=True) if t == mark]
+    rights = [right for right, t in zip(from_bits(study.base.right), of_task, strict=True) if t == mark]
     return mean(rights) if rights else 0.0
 
 

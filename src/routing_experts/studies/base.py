@@ -6,7 +6,7 @@ from typing import Any
 from routing_experts.evaluation.difficulty import answer_losses, tenths
 from routing_experts.evaluation.evaluate import ask
 from routing_experts.evaluation.questions import Question
-from routing_experts.records import BaseAnswers, as_marks
+from routing_experts.records import BaseAnswers, as_bits, as_marks
 
 
 def base_answers(
@@ -17,7 +17,7 @@ def base_answers(
     tasks = sorted({question.task for question in questions})
     return BaseAnswers(
         accuracy=asked.accuracy,
-        right="".join("1" if right else "0" for right in asked.right),
+        right=as_bits(asked.right),
         tasks=tasks,
         task_of=as_marks(tasks.index(question.task) for question in questions),
         tenth_of=as_marks(tenths(answer_losses(base, processor, questions))),

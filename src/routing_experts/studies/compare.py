@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from routing_experts.evaluation.paired import paired_difference
-from routing_experts.records import ArmSpeed, Contrast, StudyRecord, StudyRun, environment
+from routing_experts.records import ArmSpeed, Contrast, StudyRecord, StudyRun, environment, from_bits
 from routing_experts.studies.contest import Contest
 from routing_experts.studies.plan import STATIC_CONTROLS, Study
 
@@ -66,7 +66,11 @@ def rights_at(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> 
     if study.arms[arm].control == "dense":
         rate = 0.0
     is_whole = study.arms[arm].control in STATIC_CONTROLS  # what it drops is a number of layers, whatever was wanted
-    of_arm = {(run.skip_rate if is_whole else run.wanted, run.seed): _bits(run) for run in runs if run.arm == arm}
+    of_arm = {
+        (run.skip_rate if is_whole else run.wanted, run.seed): np.array(from_bits(run.right), dtype=float)
+        for run in runs
+        if run.arm == arm
+    }
     rates = {there for there, _ in of_arm}
     below = max((there for there in rates if there <= rate + ROUNDING), default=None)
     above = min((there for there in rates if there >= rate - ROUNDING), default=None)
@@ -78,7 +82,3 @@ def rights_at(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> 
         for seed in study.seeds
         if (below, seed) in of_arm and (above, seed) in of_arm
     }
-
-
-def _bits(run: StudyRun) -> np.ndarray:
-    return np.array([mark == "1" for mark in run.right], dtype=float)

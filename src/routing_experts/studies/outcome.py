@@ -7,7 +7,7 @@ from typing import Any
 from routing_experts.evaluation.evaluate import information, route_counts
 from routing_experts.evaluation.paired import varied_share
 from routing_experts.evaluation.scoring import Evaluation
-from routing_experts.records import StudyRun, as_marks, environment, read_log
+from routing_experts.records import StudyRun, as_bits, as_marks, environment, read_log
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.plan import Study
 from routing_experts.training.folder import RunFolder
@@ -52,7 +52,7 @@ def outcome(
         skip_rate=run,
         raw_skip_rate=calibrated[0] if calibrated else None,
         keep_bias=calibrated[1] if calibrated else None,
-        right="".join("1" if right else "0" for right in asked.right),
+        right=as_bits(asked.right),
         layer_skip_rates=asked.layer_skip_rates,
         task_accuracy={task: part.accuracy for task, part in by_task.items()},
         task_skip_rate={task: part.skip_rate for task, part in by_task.items()},

@@ -28,6 +28,7 @@ from routing_experts.models.convert import is_routed
 from routing_experts.models.device import pick_device
 from routing_experts.models.load import check_processor, from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.models.options import RoutingOptions, bias_rows, settle
+from routing_experts.records import as_bits
 
 logger = logging.getLogger(__name__)
 
@@ -348,7 +349,7 @@ def _cut(text: str, until: Sequence[str]) -> str:
 
 def _route(route: Sequence[bool], batch_size: int) -> dict[str, Any]:
     return {
-        "route": "".join("01"[keep] for keep in route),
+        "route": as_bits(route),
         "skip_rate": 1 - sum(route) / len(route),
         "batch_size": batch_size,
     }
