@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from routing_experts.cli.static import drawn_halves
 from routing_experts.models.load import from_pretrained
-from routing_experts.records import StaticExport, load_json
+from routing_experts.records import StaticExport
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def test_a_static_model_comes_with_its_own_row(roe, routed_run, exported):
     code, said, complaint = roe("export", routed_run, exported, "--static", "--layers", "3", "--questions", "32")
     assert code == 0, complaint
     assert "Static export" in said
-    record = load_json(exported / "static.json", StaticExport.from_dict)
+    record = StaticExport.load(exported / "static.json")
     assert [row.name for row in record.rows] == ["dense", "routed", "static"]
     dense, routed, static = record.rows
     assert (dense.skip_rate, static.skip_rate) == (0, 0.25)
@@ -47,6 +48,7 @@ def test_it_is_generated_with_and_evaluated(roe, exported):
     ("arguments", "code", "message"),
     [
         (["--layers", "3"], 2, "--layers with no --static"),
+        (["--device", "cpu"], 2, "--device with no --static"),
         (["--static", "--parts-only"], 2, "--parts-only with --static"),
         (["--static", "--layers", "12"], 1, "dropping 12 layers: 11 are routed"),
     ],
@@ -56,6 +58,14 @@ def test_what_does_not_fit_is_refused(arguments, code, message, roe, routed_run,
     assert found == code
     assert message in " ".join(complaint.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_halves_of_a_sorted_file_are_alike():
+    tasks = ["a"] * 200 + ["b"] * 201
+    choosing, asking = drawn_halves(tasks)
+    assert (len(choosing), len(asking)) == (200, 201)
+    assert 70 < choosing.count("a") < 130
+    assert choosing.count("a") + asking.count("a") == 200
 
 
 def test_a_file_chooses_by_one_half_and_asks_the_other(roe, routed_run, tmp_path):
@@ -71,7 +81,7 @@ def test_a_file_chooses_by_one_half_and_asks_the_other(roe, routed_run, tmp_path
         "export", routed_run, tmp_path / "out", "--static", "--layers", "2", "--data", tmp_path / "mine.json"
     )
     assert code == 0, complaint
-    record = load_json(tmp_path / "out" / "static.json", StaticExport.from_dict)
+    record = StaticExport.load(tmp_path / "out" / "static.json")
     assert (record.chosen_on, record.questions) == (4, 5)
     (tmp_path / "mine.json").write_text(json.dumps(records[:1]))
     code, _, complaint = roe("export", routed_run, tmp_path / "x", "--static", "--data", tmp_path / "mine.json")

@@ -12,9 +12,7 @@ from routing_experts.cli.output import AsJson
 def export(
     folder: Annotated[str, typer.Argument(help="A run's folder, a routed model's, or a hub name.")],
     output: Annotated[Path, typer.Argument(help="Where the model is written.")],
-    base: Annotated[
-        str | None, typer.Option(help="The base of a folder that holds RoE parts alone: its name or folder.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base of a folder of RoE parts alone, or its name.")] = None,
     parts_only: Annotated[
         bool, typer.Option("--parts-only", help="Leave the base's weights out, for bases that were not tuned.")
     ] = False,
@@ -27,6 +25,7 @@ def export(
     ] = None,
     images: Annotated[str | None, typer.Option(help="With --static: the folder of the file's pictures.")] = None,
     questions: Annotated[int | None, typer.Option(min=1, help="With --static: how many are asked.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --static: cpu, cuda, cuda:1, mps; auto by default.")] = None,
     push: Annotated[str | None, typer.Option(help="Also upload it to the hub as OWNER/NAME.")] = None,
     license_name: Annotated[
         str | None, typer.Option("--license", help="The model's license for its card, such as apache-2.0.")
@@ -43,21 +42,22 @@ def export(
     from routing_experts.cli.common import evaluated_results, model_folder
     from routing_experts.cli.output import print_json, start
     from routing_experts.models.card import write_card
+    from routing_experts.models.device import pick_device
     from routing_experts.models.hub import push_folder
     from routing_experts.models.load import from_pretrained, load_processor
 
     say = start()
     if not static:
-        only = {"--layers": layers, "--data": data, "--images": images, "--questions": questions}
+        only = {"--layers": layers, "--data": data, "--images": images, "--questions": questions, "--device": device}
         refuse_beside("no --static", only)
     source = model_folder(folder)
     model = from_pretrained(source, base=base)
-    has_processor = (Path(source) / "processor_config.json").is_file()
-    processor = load_processor(source if has_processor or base is None else base)
+    processor = load_processor(source, base)
     if static:
         from routing_experts.cli.static import export_static
 
         refuse_beside("--static", {"--parts-only": parts_only})
+        model = model.to(pick_device(device or "auto"))
         found = export_static(model, processor, output, layers, data, images, questions, say)
     else:
         save_pretrained(model, output, processor, base_weights=not parts_only)

@@ -1,5 +1,7 @@
 """The part of ``roe export`` that makes a static model and says how it does."""
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,11 @@ def export_static(
     """Writes the static model and ``static.json``, and prints its row; ``model`` becomes the static one.
 
     Args:
-        model: routed.
+        model: routed, on its device.
         processor: the model's.
         output: where it goes.
         count: layers to drop; those that most questions skip, for None.
-        data: what is asked; the first half chooses layers, the second is asked. Digits draw both anew.
+        data: what is asked; a half, drawn, chooses layers, the other is asked. Digits draw both anew.
         images: the folder of the file's pictures.
         questions: how many are asked.
         say: where it is told.
@@ -78,10 +80,17 @@ def _questions(data: str | None, images: str | None, count: int | None) -> tuple
             digits_questions(count or ASKED, ASKED_SEED),
         )
     everything = load_questions(str(data), images, None, 0)
-    half = len(everything) // 2
-    if half == 0:
+    if len(everything) < 2:
         raise ConfigError(
             f"{data} has {len(everything)} questions: layers are chosen by one half of them, and the other is asked. "
             "Give more."
         )
-    return everything[:half], everything[half : half + (count or len(everything))]
+    choosing, asking = drawn_halves(everything)
+    return choosing, asking[: count or len(asking)]
+
+
+def drawn_halves(everything: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+    """Two disjoint halves, the same at each call: files may be sorted, and then no first half stands for the second."""
+    drawn = random.Random(CHOICE_SEED).sample(everything, len(everything))
+    half = len(drawn) // 2
+    return drawn[:half], drawn[half:]

@@ -27,14 +27,20 @@ def resolve(name_or_path: str | Path) -> str:
     return str(POCKET) if str(name_or_path) == "pocket" and not Path("pocket").is_dir() else str(name_or_path)
 
 
-def load_processor(name_or_path: str | Path) -> Any:
+def load_processor(name_or_path: str | Path, base: str | Path | None = None) -> Any:
     """The processor of a model, with the PIL image backend: its pixels are the same wherever it runs.
+
+    Args:
+        name_or_path: the model's folder or name.
+        base: whose processor is taken where a folder of parts alone brings none.
 
     Raises:
         CheckpointError: if there is none.
         MissingExtraError: if it needs a package that is not installed, as those of families that take videos do.
     """
     source = resolve(name_or_path)
+    if base is not None and not (Path(source) / "processor_config.json").is_file():
+        source = resolve(base)
     try:
         from transformers import AutoImageProcessor, AutoProcessor
 
@@ -58,7 +64,7 @@ def load_processor(name_or_path: str | Path) -> Any:
         ) from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_token_id"):
         raise CheckpointError(
-            f"{name_or_path} has a {type(processor).__name__}, no processor for text and pictures, which dialogues are "
+            f"{source} has a {type(processor).__name__}, no processor for text and pictures, which dialogues are "
             "laid out by. Use a multimodal model, or route a text model in Python with convert()."
         )
     return processor

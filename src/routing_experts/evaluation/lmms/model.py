@@ -300,7 +300,6 @@ def _load(pretrained: str, dense: bool, base: str | None, dtype: str, options: R
                 "folder of the model that it was made from."
             )
         model = from_pretrained(source, base=base, **kwargs)
-        named = base if base is not None and not (Path(source) / "processor_config.json").is_file() else source
     else:
         if not dense:
             raise EvaluationError(
@@ -311,8 +310,8 @@ def _load(pretrained: str, dense: bool, base: str | None, dtype: str, options: R
             raise EvaluationError(
                 "skip_ratio or keep_bias with dense=True: a dense model has no routers. Leave it out."
             )
-        model, named = load_base(source, **kwargs), source
-    processor = load_processor(named)
+        model = load_base(source, **kwargs)
+    processor = load_processor(source, base)
     check_processor(model, processor)
     return model, processor
 
