@@ -44,6 +44,14 @@ def test_a_mean_over_samples_is_compared_sample_by_sample():
     assert 0 <= side.low <= side.high <= 1
 
 
+def test_samples_are_paired_by_document_whatever_their_order():
+    """Several processes log theirs as they come; the same answers differ by nothing, and for certain."""
+    dense = results({"acc": 0.5}, [{"acc": 1.0}, {"acc": 0.0}])
+    routed = results({"acc": 0.5}, [{"doc_id": 1, "acc": 0.0}, {"doc_id": 0, "acc": 1.0}])
+    side = score_of(dense, routed)["acc"].sides[1]
+    assert (side.difference, side.low, side.high) == (0, 0, 0)
+
+
 def test_a_scorer_that_counts_in_per_cent_keeps_its_unit():
     dense = results({"acc": 50.0}, [{"acc": {"score": 1}}, {"acc": {"score": 0}}])
     routed = results({"acc": 100.0}, [{"acc": {"score": 1}}, {"acc": {"score": 1}}])
