@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from routing_experts.records import StudyRun, as_marks, from_marks
+from routing_experts.records import StudyRun, as_bits, as_marks, from_bits, from_marks
 from routing_experts.studies.compare import contrasts, rights_at
 from routing_experts.studies.plan import Study
 from routing_experts.training.settings import build
@@ -73,6 +73,8 @@ def test_what_whole_layers_drop_counts_and_not_what_was_wanted():
 def test_arms_that_were_not_run_so_far_or_so_low_are_left_out():
     assert rights_at(STUDY, RUNS, "static", 0.1) == {}
     assert rights_at(STUDY, RUNS, "routed", 0.1) == {}
+    both = [*RUNS, run("routed", 0.1, 0, "1111"), run("routed", 0.1, 1, "1111")]
+    assert rights_at(STUDY, both, "routed", 0.2) == {}, "routes are calibrated to a rate, not mixed to it"
 
 
 def test_dense_stands_beside_every_rate_and_pairs_share_seeds():
@@ -87,3 +89,8 @@ def test_marks_hold_numbers_of_any_depth():
     """Guards models of more than 36 layers: a question that runs them all must not fail its study."""
     assert from_marks(as_marks(range(91))) == list(range(91))
     assert as_marks([0, 9, 10, 35]) == "09az"
+
+
+def test_bits_come_back():
+    assert as_bits([True, False, False]) == "100"
+    assert from_bits("100") == [True, False, False]

@@ -1,0 +1,102 @@
+"""What a study's tables and figures are made of, by hand; and the authors' log by what is told of it."""
+
+import pytest
+
+from routing_experts.records import ArmSpeed, BaseAnswers, Contrast, RouteCount, StudyRecord, StudyRun, as_marks
+from routing_experts.reports.study_data import (
+    accuracy_at,
+    authors_routes,
+    depths,
+    fronts_of,
+    main_rate,
+    reference_run,
+    speed_up,
+    tenth_shares,
+)
+
+
+def run(arm, wanted, seed, accuracy, skip_rate=None, layers_run="", routes=()):
+    return StudyRun(
+        arm=arm,
+        seed=seed,
+        wanted=wanted,
+        accuracy=accuracy,
+        skip_rate=wanted if skip_rate is None else skip_rate,
+        raw_skip_rate=None,
+        keep_bias=None,
+        right="1100",
+        layer_skip_rates=[0.0] * 12,
+        task_accuracy={},
+        task_skip_rate={},
+        route_information=0.0,
+        varied_layers=0.0,
+        training_seconds=1.0,
+        steps=1,
+        layers_run=layers_run,
+        routes=list(routes),
+    )
+
+
+ROUTE = RouteCount("1" * 12, 4, 0.5)
+RUNS = [
+    run("dense", 0.0, 0, 0.97),
+    run("static", 0.25, 0, 0.90),
+    run("routed", 0.4, 0, 0.92, 0.41),
+    run("routed", 0.25, 1, 0.94, 0.26, routes=[ROUTE]),
+    run("routed", 0.25, 0, 0.96, 0.24, routes=[ROUTE]),
+]
+PLAN = {"arms": {"static": {}, "dense": {}, "routed": {}}}
+GAP = Contrast("routed", "static", 0.25, [0, 1], 0.04, 0.0, 0.1, [0.06, 0.02])
+SPEEDS = [
+    ArmSpeed("routed", 0.25, 0, "generate", 16, [3.0, 2.0, 2.0], [1.0, 9.0, 0.5]),
+    ArmSpeed("routed", 0.25, 0, "prefill", 16, [9.0], [1.0]),
+]
+STUDY = StudyRecord("s", PLAN, 0.96, 4, 0, RUNS, [GAP], {}, speeds=SPEEDS)
+
+
+def test_the_reference_comes_first_and_what_saves_nothing_is_on_no_front():
+    found = fronts_of(STUDY)
+    assert list(found) == ["routed", "static"]
+    assert [(one.wanted, one.skip_rate, sorted(one.accuracies)) for one in found["routed"]] == [
+        (0.25, pytest.approx(0.25), [0.94, 0.96]),
+        (0.4, 0.41, [0.92]),
+    ]
+
+
+def test_the_main_rate_is_the_nearest_to_the_paper_s():
+    assert main_rate(STUDY) == 0.25
+    assert reference_run(STUDY) is RUNS[4]
+    assert list(STUDY.reference_runs) == [0.25, 0.4]
+    assert (STUDY.is_dense("dense"), STUDY.is_dense("static")) == (True, False)
+
+
+def test_a_rival_s_accuracy_is_the_reference_s_less_the_gap():
+    mean, by_seed = accuracy_at(STUDY, GAP)
+    assert by_seed == pytest.approx([0.90, 0.92])
+    assert mean == pytest.approx(0.91)
+
+
+def test_a_speed_up_is_of_medians_of_whole_answers():
+    assert speed_up(STUDY, "routed", 0.25, 16) == 2.0
+    assert speed_up(STUDY, "routed", 0.25, 1) is None
+
+
+def test_depths_are_of_layers_skipped():
+    assert depths(run("routed", 0.25, 0, 0.5, layers_run=as_marks([12, 9, 9, 10])), 12) == {0: 0.25, 2: 0.25, 3: 0.5}
+    assert depths(run("static", 0.25, 0, 0.5), 12) == {3: 1.0}
+
+
+def test_tenths_go_from_the_easiest():
+    base = BaseAnswers(0.5, "1100", ["t"], "0000", "0990", 0)
+    assert tenth_shares(base, [1.0, 2.0, 4.0, 3.0]) == [2.0, *[0.0] * 8, 3.0]
+
+
+def test_the_authors_log_is_as_it_is_told():
+    """12,584 examples, 32 layers, 13.3 % of decisions skip, 288 routes, the five commonest cover 70 %."""
+    log = authors_routes()
+    assert len(log.layer_skip_rates) == 32
+    assert log.skip_rate == pytest.approx(0.133, abs=5e-4)
+    assert log.distinct == 288
+    assert log.top_share == pytest.approx(0.70, abs=5e-3)
+    assert sum(log.skipped.values()) == pytest.approx(1.0)
+    assert log.skipped[1 / 32] == pytest.approx(0.286, abs=5e-4)
