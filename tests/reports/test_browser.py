@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_reports import results_values, write_gallery, write_log
+from test_tasks_page import RECORD
 
-from routing_experts.records import LOG_NAME, StudyRecord, StudyRun, TrainingLog, read_log
-from routing_experts.reports import ProgressPage, write_comparison, write_report, write_study_report
+from routing_experts.records import LOG_NAME, TASKS_NAME, StudyRecord, StudyRun, TrainingLog, read_log
+from routing_experts.reports import (
+    ProgressPage,
+    write_comparison,
+    write_folder_report,
+    write_report,
+    write_study_report,
+)
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -82,7 +89,13 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "comparison": write_comparison([first, second], folder / "both"),
         "study": write_study_report(study_folder(folder / "study")),
         "progress": progress_page(folder / "training"),
+        "benchmarks": benchmarks_page(folder / "benchmarks"),
     }
+
+
+def benchmarks_page(folder: Path) -> Path:
+    RECORD.save(folder / TASKS_NAME)
+    return write_folder_report(folder)
 
 
 def progress_page(folder: Path) -> Path:
@@ -94,7 +107,7 @@ def progress_page(folder: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", SCREENS)
-@pytest.mark.parametrize("kind", ["run", "comparison", "study", "progress"])
+@pytest.mark.parametrize("kind", ["run", "comparison", "study", "progress", "benchmarks"])
 def test_a_page_is_whole_in_the_browser(kind, screen, scheme, browser, pages):
     """Guards what its reader sees: every picture loads, nothing overflows, the ground follows the scheme."""
     width, height = SCREENS[screen]

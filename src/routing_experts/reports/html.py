@@ -4,13 +4,24 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from routing_experts.records import LOG_NAME, RESULTS_NAME, LogLine, Results, from_bits, read_log, write_text
+from routing_experts.records import (
+    LOG_NAME,
+    RESULTS_NAME,
+    TASKS_NAME,
+    LogLine,
+    Results,
+    TaskScores,
+    from_bits,
+    read_log,
+    write_text,
+)
 from routing_experts.reports.exhibits import Exhibit, exhibits_of
 from routing_experts.reports.figures import draw_layers, draw_tradeoff, draw_training, smoothing_window
 from routing_experts.reports.gallery import layers_in_words
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, drawing_of, render
 from routing_experts.reports.routes import MAX_BARS, draw_routes
 from routing_experts.reports.summary import (
+    Grid,
     by_task,
     comparison,
     headline,
@@ -21,13 +32,16 @@ from routing_experts.reports.summary import (
     surroundings,
     times,
 )
+from routing_experts.reports.tasks import task_grids
+from routing_experts.reports.tasks_page import task_drawings, write_task_files
 
 
 def write_report(run_dir: Path) -> Path:
     """Draws a run's figures and writes its page; what an earlier report left is replaced.
 
     Args:
-        run_dir: a folder with ``results.json``; ``log.jsonl`` and ``gallery.json`` are shown if they are there.
+        run_dir: a folder with ``results.json``; ``log.jsonl``, ``gallery.json`` and ``tasks.json`` are shown if they
+            are there.
 
     Returns:
         The page, ``report.html`` in that folder.
@@ -40,11 +54,25 @@ def write_report(run_dir: Path) -> Path:
     exhibits = exhibits_of(run_dir, results.num_layers)
     drawings = {drawing.title: drawing for drawing in _drawings(run_dir / FIGURES_FOLDER, results, log)}
     path = run_dir / REPORT_NAME
-    write_text(path, _page(results, drawings, exhibits))
+    write_text(path, _page(results, drawings, exhibits, _benchmarks(run_dir)))
     return path
 
 
-def _page(results: Results, drawings: dict[str, Drawing], exhibits: list[Exhibit]) -> str:
+def _benchmarks(run_dir: Path) -> tuple[list[Grid], list[Drawing]]:
+    """What lmms-eval's tasks gave, if they were asked; with their files beside the page."""
+    if not (run_dir / TASKS_NAME).is_file():
+        return [], []
+    record = TaskScores.load(run_dir / TASKS_NAME)
+    write_task_files(run_dir, record)
+    return task_grids(record), task_drawings(record, run_dir / FIGURES_FOLDER)
+
+
+def _page(
+    results: Results,
+    drawings: dict[str, Drawing],
+    exhibits: list[Exhibit],
+    benchmarks: tuple[list[Grid], list[Drawing]],
+) -> str:
     return render(
         "report.html.jinja",
         title=results.recipe,
@@ -58,6 +86,7 @@ def _page(results: Results, drawings: dict[str, Drawing], exhibits: list[Exhibit
         environment=surroundings(results),
         drawings=drawings,
         exhibits=exhibits,
+        benchmarks=benchmarks,
     )
 
 

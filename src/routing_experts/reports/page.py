@@ -1,6 +1,7 @@
 """What every page shares: templates that ask nothing of the network, and figures as data URIs for each look."""
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -44,7 +45,7 @@ def drawing_of(
     folder: Path, name: str, draw: Callable[[Look], Figure] | None, caption: str, missing: str, alternative: str
 ) -> Drawing:
     """Draws a figure in every look into a folder; without ``draw`` an earlier report's files go."""
-    stem = name.lower().replace(" ", "-")
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if draw is None:
         for look in LOOKS:  # an earlier report's
             (folder / f"{stem}{look.suffix}.png").unlink(missing_ok=True)

@@ -17,13 +17,14 @@ from routing_experts.records import (
     write_text,
 )
 from routing_experts.reports.exhibits import exhibits_of
+from routing_experts.reports.latex import latex_tables
 from routing_experts.reports.many import draw_curves
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, drawing_of, render
 from routing_experts.reports.study_data import main_rate, reference_run
 from routing_experts.reports.study_drawings import front_drawing, route_drawings
-from routing_experts.reports.study_files import latex_tables, study_csv
+from routing_experts.reports.study_files import study_csv
 from routing_experts.reports.study_tables import by_seed, rate_grids, routes_grid, task_grid
-from routing_experts.reports.summary import NONE, Grid, percent, points, span
+from routing_experts.reports.summary import NONE, Grid, percent, plural, points, span
 from routing_experts.reports.table import grids_markdown, print_grids
 
 
@@ -93,8 +94,8 @@ def write_study_report(folder: Path) -> Path:
         "study.html.jinja",
         title=f"study {study.name}",
         date=str(study.environment.get("date", ""))[:10],
-        headline=f"{_plural(len({run.arm for run in study.runs}), 'contender')}, "
-        f"{_plural(len(study.runs), 'run')}, {study.questions:,} questions each",
+        headline=f"{plural(len({run.arm for run in study.runs}), 'contender')}, "
+        f"{plural(len(study.runs), 'run')}, {study.questions:,} questions each",
         tiles=_tiles(study),
         front=drawings[0],
         main=main,
@@ -117,7 +118,7 @@ def _tiles(study: StudyRecord) -> list[tuple[str, str, str]]:
         return []
     own, skipped = mean(run.accuracy for run in runs), mean(run.skip_rate for run in runs)
     tiles = [
-        (f"{study.reference} at {percent(skipped)}", percent(own), _plural(len(runs), "seed")),
+        (f"{study.reference} at {percent(skipped)}", percent(own), plural(len(runs), "seed")),
         ("to the base model", points(own - study.base_accuracy), f"base {percent(study.base_accuracy)}"),
     ]
     rivals = [one for one in study.contrasts if one.wanted == rate and not study.is_dense(one.second)]
@@ -125,10 +126,6 @@ def _tiles(study: StudyRecord) -> list[tuple[str, str, str]]:
         best = min(rivals, key=lambda one: one.difference)
         tiles.append((f"to {best.second}, the best rival", points(best.difference), span(best.low, best.high)))
     return tiles
-
-
-def _plural(count: int, name: str) -> str:
-    return f"{count:,} {name}" + ("" if count == 1 else "s")
 
 
 def _curves(study: StudyRecord, folder: Path, figures: Path) -> list[Drawing]:

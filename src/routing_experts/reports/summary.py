@@ -204,6 +204,11 @@ def span(low: float, high: float) -> str:
     return f"{points(low)} to {points(high)}"
 
 
+def plural(count: int, name: str) -> str:
+    """As ``2 seeds``."""
+    return f"{count:,} {name}" + ("" if count == 1 else "s")
+
+
 def times(factor: float) -> str:
     """As ``1.25×``."""
     return NONE if math.isnan(factor) else f"{factor:.2f}{TIMES}"

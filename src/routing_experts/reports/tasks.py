@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from routing_experts.records import SideScore, Spread, TaskScore, TaskScores
-from routing_experts.reports.summary import MINUS, NONE, Grid, percent
+from routing_experts.reports.summary import MINUS, NONE, Grid, percent, times
 from routing_experts.reports.table import grids_markdown, print_grids
 
 
@@ -29,10 +29,17 @@ def _scores(record: TaskScores) -> Grid:
 
 
 def _times(record: TaskScores) -> Grid:
-    """A row a task and side."""
+    """A row a task and side, each beside the task's first."""
     of_task = {score.task: score for score in record.scores}
     rows = tuple(
-        (task, side.side, _milliseconds(side.seconds_to_first), _milliseconds(side.seconds_a_token))
+        (
+            task,
+            side.side,
+            _milliseconds(side.seconds_to_first),
+            _speed_up(score.sides[0].seconds_to_first, side.seconds_to_first),
+            _milliseconds(side.seconds_a_token),
+            _speed_up(score.sides[0].seconds_a_token, side.seconds_a_token),
+        )
         for task, score in of_task.items()
         for side in score.sides
     )
@@ -40,7 +47,8 @@ def _times(record: TaskScores) -> Grid:
         "Medians over samples, with the middle half in brackets, of the batches that they were in; one side after the "
         "other, so that a drift of the machine's speed falls on one of them. `roe bench` takes turns."
     )
-    return Grid("Times", ("task", "side", "to the first token", "a token behind it"), rows, num_texts=2, note=note)
+    columns = ("task", "side", "to the first token", "speed-up", "a token behind it", "speed-up")
+    return Grid("Times", columns, rows, num_texts=2, note=note)
 
 
 def print_tasks(record: TaskScores, console: Console) -> None:
@@ -72,6 +80,10 @@ def _signed(value: float) -> str:
     """In the metric's own unit, which need not be a share."""
     text = f"{abs(value):.3g}"
     return "0" if float(text) == 0 else ("+" if value > 0 else MINUS) + text
+
+
+def _speed_up(first: Spread | None, own: Spread | None) -> str:
+    return NONE if first is None or own is None or first is own else times(first.median / own.median)
 
 
 def _milliseconds(spread: Spread | None) -> str:
