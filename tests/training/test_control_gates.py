@@ -20,7 +20,7 @@ def control(folder, steps=3, **roe):
 
 @pytest.fixture
 def batch():
-    return next(prompt_batches(load_processor("pocket"), records_of(digits_questions(4, 0)), 4))
+    return next(prompt_batches(load_base("pocket"), load_processor("pocket"), records_of(digits_questions(4, 0)), 4))
 
 
 def test_a_static_model_skips_its_layers_for_everyone_trained_and_asked(tmp_path, batch):

@@ -92,7 +92,7 @@ def test_the_written_model_is_the_trained_one(finished, tmp_path):
     assert loaded.roe_config.markers is not None
     assert_same_weights(loaded, quiet_run(recipe(tmp_path)).model)
     processor = load_processor(finished / "model")
-    batch = next(prompt_batches(processor, records_of(digits_questions(2, 0)), 2))
+    batch = next(prompt_batches(loaded, processor, records_of(digits_questions(2, 0)), 2))
     assert loaded.generate(**batch, max_new_tokens=2).shape[0] == 2
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from routing_experts.config import BUDGET_GAP, CONTROL_GATES, RoEConfig
 from routing_experts.errors import ConfigError, RouteError
 from routing_experts.evaluation.questions import BATCH_SIZE, Question, records_of
-from routing_experts.inference.generate import longest_prompt, prompt_batches, to_model
+from routing_experts.inference.generate import prompt_batches, to_model
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.options import RoutingOptions
 from routing_experts.records import BudgetCheck, BudgetRecord, Calibration
@@ -54,8 +54,7 @@ class RateMeter:
         asked_as = model.roe_config.prompt_format
         self.num_questions = len(questions)
         self._rates: dict[float, float] = {}
-        longest = longest_prompt(model)
-        self.batches = list(prompt_batches(processor, records_of(questions), batch_size, asked_as, longest))
+        self.batches = list(prompt_batches(model, processor, records_of(questions), batch_size, asked_as))
 
     @torch.inference_mode()
     def routes(self, keep_bias: float) -> Tensor:

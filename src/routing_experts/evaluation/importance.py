@@ -52,7 +52,7 @@ def layer_importance(
         for index, layer in enumerate(layers)
     ]
     try:
-        for batch in prompt_batches(processor, records_of(questions), batch_size):
+        for batch in prompt_batches(model, processor, records_of(questions), batch_size):
             on_device = to_model(batch, model)
             turning.real_BT = on_device["attention_mask"]
             model(**on_device, use_cache=False, logits_to_keep=1)

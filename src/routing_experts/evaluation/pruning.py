@@ -161,7 +161,7 @@ class _ScoringMask(AttendingMask):
 def image_shares(model: Any, processor: Any, questions: Sequence[Question]) -> list[float]:
     """Of each question's prompt, the share of tokens that are pictures'."""
     shares: list[float] = []
-    for batch in prompt_batches(processor, records_of(questions), BATCH_SIZE):
+    for batch in prompt_batches(model, processor, records_of(questions), BATCH_SIZE):
         shares += (_are_images(model, batch["input_ids"]).sum(1) / batch["attention_mask"].sum(1)).tolist()
     return shares
 

@@ -70,7 +70,7 @@ def measure_speed(
 
 def _prompts(routed: Any, processor: Any, asked: Sequence[Question]) -> dict[str, Tensor]:
     """One batch of all questions."""
-    batches = prompt_batches(processor, records_of(list(asked)), len(asked), routed.roe_config.prompt_format)
+    batches = prompt_batches(routed, processor, records_of(list(asked)), len(asked), routed.roe_config.prompt_format)
     return to_model(next(iter(batches)), routed)
 
 

@@ -66,7 +66,7 @@ def static_rows(
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
     for size in BATCHES:
         of_batch = [questions[index % len(questions)] for index in range(size)]
-        batch = next(iter(prompt_batches(processor, records_of(of_batch), size, asked_as)))
+        batch = next(prompt_batches(sides["static"], processor, records_of(of_batch), size, asked_as))
         timed = [partial(generate_seconds, m, to_model(batch, m), tokens=GENERATED) for m in sides.values()]
         for name, found in zip(sides, interleave(timed, REPEATS), strict=True):
             seconds[name][str(size)] = found

@@ -57,14 +57,10 @@ def longest_prompt(model: Any) -> int:
 
 
 def prompt_batches(
-    processor: Any,
-    records: Sequence[Record],
-    batch_size: int,
-    prompt_format: str = "chat_template",
-    max_length: int = 2048,
+    model: Any, processor: Any, records: Sequence[Record], batch_size: int, prompt_format: str = "chat_template"
 ) -> Iterator[dict[str, Tensor]]:
-    """Left-padded prompts for ``model.generate``, in order; one that is longer than ``max_length`` is an error."""
-    encoder = Encoder(processor, prompt_format, max_length)
+    """Left-padded prompts for ``model.generate``, in order; one of more tokens than the model knows is an error."""
+    encoder = Encoder(processor, prompt_format, longest_prompt(model))
     collate = Collator(processor.tokenizer.pad_token_id or 0, padding_side="left")
     for start in range(0, len(records), batch_size):
         batch = collate([encoder(record) for record in records[start : start + batch_size]])
@@ -195,7 +191,7 @@ def answer(
         RouteError: for options or routes that do not fit the model or each other.
     """
     done, given = 0, options or RoutingOptions()
-    for batch in prompt_batches(processor, records, batch_size, prompt_format, longest_prompt(model)):
+    for batch in prompt_batches(model, processor, records, batch_size, prompt_format):
         if routes is not None:
             given = replace(given, route=routes[done : done + batch_size])
         got = answer_batch(model, processor, batch, given, **generation)

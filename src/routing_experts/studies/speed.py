@@ -71,7 +71,8 @@ def arm_speeds(contest: Contest, jobs: Sequence[Job], advance: Callable[[int], N
 def _prompts(contest: Contest, size: int) -> list[dict[str, Tensor]]:
     """Batches of that many questions: one of many, or several of one."""
     records = records_of(contest.questions[: SINGLES if size == 1 else size])
-    return [to_model(batch, contest.base) for batch in prompt_batches(contest.processor, records, size)]
+    base = contest.base
+    return [to_model(batch, base) for batch in prompt_batches(base, contest.processor, records, size)]
 
 
 def _model_of(contest: Contest, job: Job) -> tuple[Any, Callable[[], Any]]:
