@@ -67,3 +67,8 @@ class TaskScores(RecordFile):
     environment: dict[str, Any]
     limit: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def by_task(self) -> dict[str, TaskScore]:
+        """One of each task's metrics: routes, times and samples are the same for all of them."""
+        return {score.task: score for score in self.scores}

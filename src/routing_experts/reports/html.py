@@ -32,8 +32,7 @@ from routing_experts.reports.summary import (
     surroundings,
     times,
 )
-from routing_experts.reports.tasks import task_grids
-from routing_experts.reports.tasks_page import task_drawings, write_task_files
+from routing_experts.reports.tasks_page import tasks_parts
 
 
 def write_report(run_dir: Path) -> Path:
@@ -62,9 +61,7 @@ def _benchmarks(run_dir: Path) -> tuple[list[Grid], list[Drawing]]:
     """What lmms-eval's tasks gave, if they were asked; with their files beside the page."""
     if not (run_dir / TASKS_NAME).is_file():
         return [], []
-    record = TaskScores.load(run_dir / TASKS_NAME)
-    write_task_files(run_dir, record)
-    return task_grids(record), task_drawings(record, run_dir / FIGURES_FOLDER)
+    return tasks_parts(run_dir, TaskScores.load(run_dir / TASKS_NAME))
 
 
 def _page(

@@ -17,7 +17,7 @@ def _scores(record: TaskScores) -> Grid:
     rows = tuple(_row(score, side) for score in record.scores for side in score.sides)
     first = record.scores[0].sides[0].side
     limit = "" if record.limit is None else f", the first {record.limit:,} samples of each"
-    empty = sum({(score.task, side.side): side.empty for score in record.scores for side in score.sides}.values())
+    empty = sum(side.empty for score in record.by_task.values() for side in score.sides)
     note = (
         f"lmms-eval {record.lmms_eval}, batches of {record.batch_size}{limit}. To {first}: the difference on the same "
         "samples, with its 95 % interval."
@@ -30,7 +30,6 @@ def _scores(record: TaskScores) -> Grid:
 
 def _times(record: TaskScores) -> Grid:
     """A row a task and side, each beside the task's first."""
-    of_task = {score.task: score for score in record.scores}
     rows = tuple(
         (
             task,
@@ -40,7 +39,7 @@ def _times(record: TaskScores) -> Grid:
             _milliseconds(side.seconds_a_token),
             _speed_up(score.sides[0].seconds_a_token, side.seconds_a_token),
         )
-        for task, score in of_task.items()
+        for task, score in record.by_task.items()
         for side in score.sides
     )
     note = (

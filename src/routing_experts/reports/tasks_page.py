@@ -10,7 +10,7 @@ from routing_experts.records import TASKS_NAME, SideScore, TaskScores, write_tex
 from routing_experts.reports.figures import draw_heat_map
 from routing_experts.reports.latex import latex_tables
 from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, drawing_of, render
-from routing_experts.reports.summary import percent, plural
+from routing_experts.reports.summary import Grid, percent, plural
 from routing_experts.reports.table import grids_markdown
 from routing_experts.reports.tasks import task_grids
 
@@ -25,34 +25,34 @@ def write_tasks_report(folder: Path) -> Path:
         ReportError: if ``tasks.json`` is missing or does not fit.
     """
     record = TaskScores.load(folder / TASKS_NAME)
-    of_task = {score.task: score for score in record.scores}
-    sides = [side.side for side in record.scores[0].sides]
+    grids, drawings = tasks_parts(folder, record)
+    samples = sum(score.samples for score in record.by_task.values())
     page = render(
         "many.html.jinja",
         title=record.model,
-        headline=f"{plural(len(of_task), 'benchmark')}, {sum(one.samples for one in of_task.values()):,} samples: "
-        + "; ".join(sides),
+        headline=f"{plural(len(record.by_task), 'benchmark')}, {samples:,} samples: "
+        + "; ".join(side.side for side in record.scores[0].sides),
         date=str(record.environment.get("date", ""))[:10],
-        grids=task_grids(record),
-        drawings=task_drawings(record, folder / FIGURES_FOLDER),
+        grids=grids,
+        drawings=drawings,
     )
     write_text(folder / REPORT_NAME, page)
-    write_task_files(folder, record)
     return folder / REPORT_NAME
 
 
-def write_task_files(folder: Path, record: TaskScores) -> None:
-    """``tasks.md``, ``tasks.csv`` (a line a metric and side) and ``tasks.tex``."""
-    write_text(folder / "tasks.md", grids_markdown(task_grids(record)))
+def tasks_parts(folder: Path, record: TaskScores) -> tuple[list[Grid], list[Drawing]]:
+    """What a page shows of benchmarks; writes ``tasks.md``, ``tasks.csv`` and ``tasks.tex`` beside it."""
+    grids = task_grids(record)
+    write_text(folder / "tasks.md", grids_markdown(grids))
     write_text(folder / "tasks.csv", tasks_csv(record))
-    write_text(folder / "tasks.tex", latex_tables(task_grids(record)))
+    write_text(folder / "tasks.tex", latex_tables(grids))
+    return grids, task_drawings(record, folder / FIGURES_FOLDER)
 
 
 def task_drawings(record: TaskScores, figures: Path) -> list[Drawing]:
     """A heat map a side that skips anything: benchmarks by layers."""
-    of_task = {score.task: score for score in record.scores}
     by_side: dict[str, dict[str, SideScore]] = {}
-    for task, score in of_task.items():
+    for task, score in record.by_task.items():
         for side in score.sides:
             if side.skip_rate:
                 by_side.setdefault(side.side, {})[task] = side

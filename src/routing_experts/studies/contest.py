@@ -21,14 +21,7 @@ from routing_experts.evaluation.pruning import TokenPruner, image_shares, share_
 from routing_experts.evaluation.questions import Question, digits_questions
 from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
-from routing_experts.records import (
-    STUDY_NAME,
-    ArmSpeed,
-    BaseAnswers,
-    LayerChoice,
-    StudyRecord,
-    StudyRun,
-)
+from routing_experts.records import STUDY_NAME, ArmSpeed, BaseAnswers, LayerChoice, StudyRecord, StudyRun
 from routing_experts.studies.base import base_answers
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.layers import layer_choice
@@ -167,7 +160,6 @@ class Contest:
         choice = layer_choice(
             self.base, self.processor, self.training_questions, self.questions, self.study.rates, self.routable
         )
-        self.output.mkdir(parents=True, exist_ok=True)
         choice.save(path)
         return choice
 
@@ -180,7 +172,6 @@ class Contest:
             return known
         with self.bar("base", len(self.questions)) as advance:
             found = base_answers(self.base, self.processor, self.questions, self.study.question_seed, advance)
-        self.output.mkdir(parents=True, exist_ok=True)
         found.save(path)
         return found
 
