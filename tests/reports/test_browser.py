@@ -13,7 +13,7 @@ from PIL import Image
 from test_reports import results_values, write_gallery, write_log
 from test_tasks_page import RECORD
 
-from routing_experts.records import LOG_NAME, TASKS_NAME, StudyRecord, StudyRun, TrainingLog, read_log
+from routing_experts.records import LOG_NAME, TASKS_NAME, StudyRecord, TrainingLog, read_log
 from routing_experts.reports import (
     ProgressPage,
     write_comparison,
@@ -21,6 +21,7 @@ from routing_experts.reports import (
     write_report,
     write_study_report,
 )
+from tiny_records import study_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -58,21 +59,12 @@ def study_folder(folder: Path) -> Path:
             write.mkdir(parents=True)
             write_log(write / LOG_NAME)
             runs.append(
-                StudyRun(
-                    arm=arm,
-                    seed=seed,
-                    wanted=0.25,
-                    accuracy=0.5,
-                    skip_rate=0.25,
-                    raw_skip_rate=None,
-                    keep_bias=None,
-                    right="10",
+                study_run(
+                    *(arm, 0.25, seed, "10"),
                     layer_skip_rates=[0.0, 0.5],
                     task_accuracy={"sum": 0.5},
                     task_skip_rate={"sum": 0.25},
-                    route_information=0.0,
                     varied_layers=0.5,
-                    training_seconds=1.0,
                     steps=3,
                 )
             )

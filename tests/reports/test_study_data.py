@@ -2,7 +2,7 @@
 
 import pytest
 
-from routing_experts.records import ArmSpeed, BaseAnswers, Contrast, RouteCount, StudyRecord, StudyRun, as_marks
+from routing_experts.records import ArmSpeed, BaseAnswers, Contrast, RouteCount, StudyRecord, as_marks
 from routing_experts.reports.study_data import (
     accuracy_at,
     authors_routes,
@@ -13,37 +13,20 @@ from routing_experts.reports.study_data import (
     speed_up,
     tenth_shares,
 )
+from tiny_records import study_run
 
 
-def run(arm, wanted, seed, accuracy, skip_rate=None, layers_run="", routes=()):
-    return StudyRun(
-        arm=arm,
-        seed=seed,
-        wanted=wanted,
-        accuracy=accuracy,
-        skip_rate=wanted if skip_rate is None else skip_rate,
-        raw_skip_rate=None,
-        keep_bias=None,
-        right="1100",
-        layer_skip_rates=[0.0] * 12,
-        task_accuracy={},
-        task_skip_rate={},
-        route_information=0.0,
-        varied_layers=0.0,
-        training_seconds=1.0,
-        steps=1,
-        layers_run=layers_run,
-        routes=list(routes),
-    )
+def run(arm, wanted, seed, accuracy, **changes):
+    return study_run(arm, wanted, seed, "1100", accuracy=accuracy, layer_skip_rates=[0.0] * 12, **changes)
 
 
 ROUTE = RouteCount("1" * 12, 4, 0.5)
 RUNS = [
     run("dense", 0.0, 0, 0.97),
     run("static", 0.25, 0, 0.90),
-    run("routed", 0.4, 0, 0.92, 0.41),
-    run("routed", 0.25, 1, 0.94, 0.26, routes=[ROUTE]),
-    run("routed", 0.25, 0, 0.96, 0.24, routes=[ROUTE]),
+    run("routed", 0.4, 0, 0.92, skip_rate=0.41),
+    run("routed", 0.25, 1, 0.94, skip_rate=0.26, routes=[ROUTE]),
+    run("routed", 0.25, 0, 0.96, skip_rate=0.24, routes=[ROUTE]),
 ]
 PLAN = {"arms": {"static": {}, "dense": {}, "routed": {}}}
 GAP = Contrast("routed", "static", 0.25, [0, 1], 0.04, 0.0, 0.1, [0.06, 0.02])

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from routing_experts.records import StudyRun, as_bits, as_marks, from_bits, from_marks
+from routing_experts.records import as_bits, as_marks, from_bits, from_marks
 from routing_experts.studies.compare import contrasts, rights_at
 from routing_experts.studies.plan import Study
 from routing_experts.training.settings import build
+from tiny_records import study_run
 
 STUDY = build(
     Study,
@@ -24,36 +25,15 @@ STUDY = build(
     "",
 )
 
-
-def run(arm, wanted, seed, right, skip_rate=None):
-    return StudyRun(
-        arm=arm,
-        seed=seed,
-        wanted=wanted,
-        accuracy=right.count("1") / len(right),
-        skip_rate=wanted if skip_rate is None else skip_rate,
-        raw_skip_rate=None,
-        keep_bias=None,
-        right=right,
-        layer_skip_rates=[],
-        task_accuracy={},
-        task_skip_rate={},
-        route_information=0.0,
-        varied_layers=0.0,
-        training_seconds=1.0,
-        steps=1,
-    )
-
-
 RUNS = [
-    run("routed", 0.3, 0, "1110", 0.298),
-    run("routed", 0.3, 1, "1111", 0.301),
-    run("static", 0.25, 0, "1100", 0.25),
-    run("static", 0.3333, 0, "0000", 4 / 12),
-    run("static", 0.25, 1, "1111", 0.25),
-    run("dense", 0.0, 0, "1111"),
-    run("exit", 0.3, 0, "1000", 4 / 12),
-    run("exit", 0.1, 0, "1110", 1 / 12),
+    study_run("routed", 0.3, 0, "1110", skip_rate=0.298),
+    study_run("routed", 0.3, 1, "1111", skip_rate=0.301),
+    study_run("static", 0.25, 0, "1100", skip_rate=0.25),
+    study_run("static", 0.3333, 0, "0000", skip_rate=4 / 12),
+    study_run("static", 0.25, 1, "1111", skip_rate=0.25),
+    study_run("dense", 0.0, 0, "1111"),
+    study_run("exit", 0.3, 0, "1000", skip_rate=4 / 12),
+    study_run("exit", 0.1, 0, "1110", skip_rate=1 / 12),
 ]
 
 
@@ -73,7 +53,7 @@ def test_what_whole_layers_drop_counts_and_not_what_was_wanted():
 def test_arms_that_were_not_run_so_far_or_so_low_are_left_out():
     assert rights_at(STUDY, RUNS, "static", 0.1) == {}
     assert rights_at(STUDY, RUNS, "routed", 0.1) == {}
-    both = [*RUNS, run("routed", 0.1, 0, "1111"), run("routed", 0.1, 1, "1111")]
+    both = [*RUNS, study_run("routed", 0.1, 0, "1111"), study_run("routed", 0.1, 1, "1111")]
     assert rights_at(STUDY, both, "routed", 0.2) == {}, "routes are calibrated to a rate, not mixed to it"
 
 
