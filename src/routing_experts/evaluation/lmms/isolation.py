@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
+from routing_experts.data.images import whole_pictures
+
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
@@ -13,16 +15,15 @@ def isolated() -> Iterator[None]:
     """
     from filelock._api import FileLockMeta
     from loguru import logger
-    from PIL import ImageFile
 
-    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-    from lmms_eval import evaluator
+    with whole_pictures():
+        from lmms_eval import evaluator
 
-    ImageFile.LOAD_TRUNCATED_IMAGES = truncated
     call = FileLockMeta.__call__
     logger.disable("lmms_eval")
     try:
-        yield
+        with whole_pictures():
+            yield
     finally:
         logger.enable("lmms_eval")
         FileLockMeta.__call__ = call  # type: ignore[method-assign]
