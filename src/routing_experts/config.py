@@ -24,6 +24,7 @@ ADAPTER_INITS = ("zero", "xavier")
 TEXT_SPANS = ("last_question", "history")
 ROUTER_INPUTS = ("routing_tokens", "pooled")
 LAYOUTS = ("two_call", "fused")
+MAX_TARGET = 0.5  # of routed layers: the random routes of the first stage reach no further
 BUDGET_GAP = 0.02  # of the skip rate: pairs of a budget further apart are a jump, not a curve
 
 
@@ -112,7 +113,9 @@ class RoEConfig:
     def __post_init__(self) -> None:
         if self.routed_layers is not None:
             self.routed_layers = tuple(self.routed_layers)
-        _check_range("target_skip_ratio", self.target_skip_ratio, 0.0, 0.5, "random warm-up routes cannot skip more")
+        _check_range(
+            "target_skip_ratio", self.target_skip_ratio, 0.0, MAX_TARGET, "random warm-up routes cannot skip more"
+        )
         _check_choice("adapter_init", self.adapter_init, ADAPTER_INITS)
         _check_choice("gate", self.gate, GATES)
         _check_choice("sparsity_scope", self.sparsity_scope, SPARSITY_SCOPES)

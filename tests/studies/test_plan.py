@@ -60,6 +60,14 @@ def test_arms_differ_in_what_they_are_and_in_nothing_else():
     assert study.arm_recipe("soft", 0.25, 0, Path("x"), 12).roe.gate == "softmax"
 
 
+def test_a_target_s_margin_ends_where_targets_do():
+    """The rate of a study's last half layer can be asked for; what lies beyond is refused."""
+    study = plan(margin=0.05, rates=[0.25, 0.4583, 0.5])
+    assert study.arm_recipe("routed", 0.4583, 0, Path("x"), 12).roe.target_skip_ratio == 0.5
+    with pytest.raises(ConfigError, match="cannot skip more"):
+        study.arm_recipe("routed", 0.5, 0, Path("x"), 12)
+
+
 def test_a_dense_arm_has_no_rate_and_others_may_have_fewer():
     study = plan()
     assert study.rates_of(study.arms["dense"]) == (0.0,)
@@ -85,6 +93,10 @@ def test_fixed_layers_may_have_rates_of_their_own_and_look_at_the_nearest():
         ),
         ({"arms": {"routed": {}, "p": {"control": "pruning"}}}, "takes its model from 'routed', which is no dense arm"),
         ({"arms": {"routed": {"rates": [0.5]}}}, r"rates \[0.5\] that the study lacks"),
+        (
+            {"arms": {"routed": {}, "x": {"claim": "nice"}}},
+            "claim 'nice': it must be one of worse, as_good, or left out",
+        ),
         ({"armss": {}}, "Did you mean arms"),
     ],
 )

@@ -23,7 +23,7 @@ from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, d
 from routing_experts.reports.study_data import main_rate, reference_run
 from routing_experts.reports.study_drawings import front_drawing, route_drawings
 from routing_experts.reports.study_files import study_csv
-from routing_experts.reports.study_tables import by_seed, rate_grids, routes_grid, task_grid
+from routing_experts.reports.study_tables import by_seed, claims_grid, rate_grids, routes_grid, task_grid
 from routing_experts.reports.summary import NONE, Grid, percent, plural, points, span
 from routing_experts.reports.table import grids_markdown, print_grids
 
@@ -73,10 +73,10 @@ def study_markdown(study: StudyRecord) -> str:
 
 
 def front_grids(study: StudyRecord) -> list[Grid]:
-    """The main table by rate, the reference by task, its routes beside the authors'."""
-    run, by_task = reference_run(study), task_grid(study)
-    routes = [routes_grid(study, run)] if run else []
-    return [*rate_grids(study), *([by_task] if by_task else []), *routes]
+    """The main table by rate, what the paper says, the reference by task, its routes beside the authors'."""
+    run = reference_run(study)
+    others = (claims_grid(study), task_grid(study), routes_grid(study, run) if run else None)
+    return [*rate_grids(study), *(grid for grid in others if grid is not None)]
 
 
 def write_study_report(folder: Path) -> Path:

@@ -69,6 +69,15 @@ def accuracy_at(study: StudyRecord, contrast: Contrast) -> tuple[float, list[flo
     return mean(by_seed), by_seed
 
 
+def agreement(claim: str, contrast: Contrast) -> str:
+    """Whether a difference to the reference bears out what was said of the arm: "worse", or at least "as_good"."""
+    if claim == "as_good":
+        return "does not agree" if contrast.low > 0 else "agrees"
+    if contrast.low <= 0 <= contrast.high:
+        return "no difference"
+    return "agrees" if contrast.low > 0 else "does not agree"
+
+
 def speed_up(study: StudyRecord, arm: str, wanted: float, batch: int) -> float | None:
     """Base over arm, of medians of whole answers; None where it was not timed."""
     for one in study.speeds:

@@ -1,13 +1,15 @@
-"""A study's tables: the main one by rate, the reference by task, and its routes beside the authors'."""
+"""A study's tables: the main one by rate, the paper's claims, the reference by task, its routes beside the authors'."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import mean
+from typing import Any
 
 from routing_experts.records import Contrast, StudyRecord, StudyRun, from_bits, from_marks
-from routing_experts.reports.study_data import accuracy_at, authors_routes, main_rate, speed_up
+from routing_experts.reports.study_data import accuracy_at, agreement, authors_routes, main_rate, speed_up
 from routing_experts.reports.summary import NONE, Grid, percent, points, span, times
 
 BATCHES = (1, 16)
+CLAIMED = {"worse": "needs what it lacks", "as_good": "has it so"}
 NOTE = (
     "Left out: share of layers times tokens at prefill. Differences in points, paired by question over the same seeds. "
     "Controls that drop whole layers are mixtures of the two nearest, where the rate lies between. Speed-up: measured, "
@@ -60,6 +62,34 @@ def _speeds(study: StudyRecord, arm: str, rate: float) -> tuple[str, ...]:
 def by_seed(accuracies: Iterable[float]) -> str:
     """Percentages beside each other."""
     return " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+
+
+def claims_grid(study: StudyRecord) -> Grid | None:
+    """What the method's paper says of arms, and what was measured of them; None if the plan tells of none."""
+    rate, plans = main_rate(study), study.plan.get("arms", {})
+    claimed = [one for one in study.contrasts if one.wanted == rate and plans.get(one.second, {}).get("claim")]
+    if not claimed:
+        return None
+    columns = ("arm", "what differs", "the paper", "measured", f"{study.reference} minus it", "95 % interval", "raw")
+    remarks = [f"{one.second}: {remark}" for one in claimed if (remark := plans[one.second].get("remark"))]
+    note = "An interval that holds 0 says nothing of what is needed. Raw: what it skips before calibration."
+    rows = tuple(_claim_row(study, one, plans[one.second]) for one in claimed)
+    title = f"What the paper says, at {percent(rate)}"
+    return Grid(title, columns, rows, num_texts=4, note=" ".join([note, *remarks]))
+
+
+def _claim_row(study: StudyRecord, contrast: Contrast, plan: Mapping[str, Any]) -> tuple[str, ...]:
+    runs = [run for run in study.runs if (run.arm, run.wanted) == (contrast.second, contrast.wanted)]
+    raw = [run.raw_skip_rate for run in runs if run.raw_skip_rate is not None]
+    return (
+        contrast.second,
+        plan.get("about", ""),
+        CLAIMED[plan["claim"]],
+        agreement(plan["claim"], contrast),
+        points(contrast.difference),
+        span(contrast.low, contrast.high),
+        percent(mean(raw)) if raw else NONE,
+    )
 
 
 def task_grid(study: StudyRecord) -> Grid | None:

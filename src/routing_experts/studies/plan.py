@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from routing_experts.config import MAX_TARGET
 from routing_experts.errors import ConfigError
 from routing_experts.training.recipe import SHIPPED, Recipe, load_recipe
 from routing_experts.training.settings import build, read_yaml
 
 STATIC_CONTROLS = ("most_skipped", "least_important", "least_harmful", "early_exit")
 CONTROLS = ("none", "dense", *STATIC_CONTROLS, "random", "pruning")
+CLAIMS = ("", "worse", "as_good")
 SOURCES = {"most_skipped": ("none", "routed"), "pruning": ("dense", "dense")}  # what they look at, in code and in words
 DEPENDENT = tuple(SOURCES)
 STUDIES = SHIPPED / "studies"
@@ -34,6 +36,9 @@ class Arm:
         rates: which of the study's skip rates; all by default. A control that drops whole layers may have rates of its
             own: where the study's lie between two of them, it is compared as a mixture of both.
         about: what it is, for the table.
+        claim: what the method's paper says of it beside the reference, if anything: "worse" where it lacks something
+            that the paper holds necessary, "as_good" where it is the paper's own choice and the reference's is not.
+        remark: why it came out as it did, once it was measured.
     """
 
     control: str = "none"
@@ -41,10 +46,14 @@ class Arm:
     set: dict[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] | None = None
     about: str = ""
+    claim: str = ""
+    remark: str = ""
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
             raise ConfigError(f"control {self.control!r}: it must be one of {', '.join(CONTROLS)}.")
+        if self.claim not in CLAIMS:
+            raise ConfigError(f"claim {self.claim!r}: it must be one of {', '.join(CLAIMS[1:])}, or left out.")
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class Study:
         questions: held-out questions, the same for every run.
         question_seed: of the held-out questions.
         calibration_questions: of the training data, for biases and layer choices.
-        margin: added to the target of routed arms, as a share of routed layers: the mean ends a little below it.
+        margin: added to the target of routed arms, as a share of routed layers, as far as targets go: the mean ends a
+            little below it.
         set: settings for all arms.
         arms: by name.
         reference: the arm that all others are compared with.
@@ -125,7 +135,8 @@ class Study:
         target = rate * num_layers / len(roe.layers_to_route(num_layers))
         if arm.control == "random":
             return replace(recipe, roe=replace(roe, gate="random", target_skip_ratio=target))
-        return replace(recipe, roe=replace(roe, target_skip_ratio=target + self.margin))
+        aimed = max(target, min(target + self.margin, MAX_TARGET))  # a rate out of reach is refused by the recipe
+        return replace(recipe, roe=replace(roe, target_skip_ratio=aimed))
 
 
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
