@@ -11,8 +11,10 @@ from routing_experts.records import LogLine, Results, StudyRecord
 from routing_experts.reports.figures import blank_figure, plain, style_axes
 from routing_experts.reports.palette import Look
 
-# After the look's own first colour, Okabe and Ito's that stand out on light and dark paper; the last is for all others.
-COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
+# After the look's own first colour, those that stand out on light and dark paper: Okabe and Ito's, a violet, and one
+# that all others share.
+COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8a63d2", "#8c8c8c")
+MARKERS = "osD^vPX"  # beside colours, for eyes and prints that tell few of those apart
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
@@ -62,7 +64,7 @@ def draw_curves(logs: Mapping[str, Mapping[str, Sequence[LogLine]]], look: Look)
 
 
 def draw_arms(study: StudyRecord, look: Look) -> Figure:
-    """A row an arm, the best at the top: a mark a seed, a bar at their mean, a colour a skip rate."""
+    """A row an arm, the best at the top: a mark a seed, a bar at their mean, the stronger the more is skipped."""
     means: dict[tuple[str, float], float] = {}
     for run in study.runs:
         same = [other.accuracy for other in study.runs if (other.arm, other.wanted) == (run.arm, run.wanted)]
@@ -72,14 +74,15 @@ def draw_arms(study: StudyRecord, look: Look) -> Figure:
     figure = blank_figure(look, 1.2 + 0.34 * len(names))
     axes = figure.add_subplot()
     style_axes(axes, look, grid=False)
-    for index, rate in enumerate(rates):
+    for rate in rates:
+        colour = look.colours(0.25 + 0.75 * rate / (rates[-1] or 1.0))
         runs = [run for run in study.runs if run.wanted == rate]
         rows = [names.index(run.arm) for run in runs]
-        style: dict[str, Any] = {"color": colour_of(index, look), "markersize": 5, "alpha": 0.75}
+        style: dict[str, Any] = {"color": colour, "markersize": 5, "alpha": 0.75}
         axes.plot([100 * run.accuracy for run in runs], rows, "o", label=f"{rate:.0%} skipped", **style)
         for arm in {run.arm for run in runs}:
             row = names.index(arm)
-            axes.vlines(means[arm, rate], row - 0.3, row + 0.3, color=colour_of(index, look))
+            axes.vlines(means[arm, rate], row - 0.3, row + 0.3, color=colour)
     axes.axvline(100 * study.base_accuracy, color=look.faint, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.grid(axis="x", color=look.line, linewidth=0.7)

@@ -40,7 +40,7 @@ def route_drawings(study: StudyRecord, figures: Path) -> list[Drawing]:
         figures,
         "Accuracy by arm",
         partial(draw_arms, study) if study.runs else None,
-        "A mark a seed, a bar at the mean; dashed: the base model, not trained further.",
+        "A mark a seed, a bar at the mean, the stronger the more is skipped; dashed: the base model, untuned.",
         "Not drawn: nothing has run.",
         "; ".join(f"{one.arm} seed {one.seed}: {percent(one.accuracy)}" for one in study.runs),
     )

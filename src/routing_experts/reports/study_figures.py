@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from routing_experts.records import StudyRecord, StudyRun, from_bits, from_marks
 from routing_experts.reports.figures import blank_figure, plain, style_axes
-from routing_experts.reports.many import colour_of, put_legend
+from routing_experts.reports.many import MARKERS, colour_of, put_legend
 from routing_experts.reports.palette import Look
 from routing_experts.reports.study_data import Front, depths, tenth_shares
 
@@ -28,16 +28,17 @@ def draw_front(study: StudyRecord, fronts: Mapping[str, Front], look: Look) -> F
         axes.fill_between(skipped, low, high, alpha=0.18, linewidth=0, **style)
         middle = [100 * mean(point.accuracies) for point in front]
         width = 2.2 if index == 0 else 1.3
-        axes.plot(skipped, middle, marker="o", markersize=4, linewidth=width, label=plain(arm), **style)
+        style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 4.5}
+        axes.plot(skipped, middle, linewidth=width, label=plain(arm), **style)
     dense = [run.accuracy for run in study.runs if run.wanted == 0]
-    for value, name, dash in (
-        (study.base_accuracy, "base", (0, (4, 3))),
-        (mean(dense) if dense else None, "dense", "-"),
-    ):
-        if value is not None:
-            axes.axhline(100 * value, color=look.faint, linewidth=0.8, linestyle=dash, zorder=1)
-            place: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 8}
-            axes.annotate(name, (0, 100 * value), color=look.faint, **place)
+    levels: list[tuple[float, str, Any]] = [(study.base_accuracy, "base", (0, (4, 3)))]
+    if dense:
+        levels.append((mean(dense), "dense", "-"))
+    for value, name, dash in levels:
+        axes.axhline(100 * value, color=look.faint, linewidth=0.8, linestyle=dash, zorder=1)
+        over = value == max(levels)[0]  # the other's name goes below its line: they lie close together
+        place: dict[str, Any] = {"xytext": (0, 3 if over else -3), "va": "bottom" if over else "top", "fontsize": 8}
+        axes.annotate(name, (0, 100 * value), color=look.faint, textcoords="offset points", **place)
     axes.set(xlabel="work left out (% of layers times tokens, at prefill)", ylabel="accuracy (%)")
     axes.set_xlim(left=0)
     axes.set_ylim(100 * _floor(shown, study.base_accuracy), None)
