@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study bench bench-gpu equivalence stages memory scale compiled calibration budget dialogue install-record clean
+.PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study front ablations bench bench-gpu equivalence stages memory scale compiled calibration budget dialogue install-record clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ pocket: setup ## train the pocket model's weights anew, into runs/pocket and run
 
 study: setup ## train routing and its rivals on the digits, three seeds; hours, in shards of 50 minutes
 	$(BIN)/roe study digits --minutes 50
+
+front: setup ## train routing and every other way to save at 10 to 40 %, three seeds, recorded; a day, in shards of 50 minutes
+	$(BIN)/roe study front --minutes 50 --json benchmarks/results/front.json
+
+ablations: setup ## train the method without each of its parts, three seeds, recorded; hours, in shards of 50 minutes
+	$(BIN)/roe study ablations --minutes 50 --json benchmarks/results/ablations.json
 
 bench: setup ## time dense, routed and static twin on random weights; 20 minutes on two CPU cores
 	$(BIN)/roe bench --preset cpu-100m --device cpu --json benchmarks/results/cpu-100m.json
