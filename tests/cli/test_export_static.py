@@ -32,6 +32,17 @@ def test_a_static_model_comes_with_its_own_row(roe, routed_run, exported):
     assert (config.stripped, list(config.routed_layers)) == (True, record.dropped)
 
 
+def test_its_card_says_what_it_is(exported):
+    """Guards what is published: nothing of routes that are gone, and no use without this library."""
+    card = (exported / "README.md").read_text()
+    record = StaticExport.load(exported / "static.json")
+    assert f"Decoder layers {', '.join(map(str, record.dropped))} (counted from 0) are gone" in card
+    assert f"| right answers, static | {record.rows[-1].accuracy:.1%} of 32 |" in card
+    assert "Without `import routing_experts` the folder must not be used" in card
+    for untrue in ("decides for every request", "calibrate", "not evaluated yet", "is the dense model"):
+        assert untrue not in card
+
+
 def test_it_is_generated_with_and_evaluated(roe, exported):
     code, said, complaint = roe("generate", exported, "--prompt", "Read all digits.", "--json")
     assert code == 0, complaint

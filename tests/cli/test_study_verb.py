@@ -2,14 +2,26 @@
 
 import csv
 import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from routing_experts.models.convert import is_routed
+from routing_experts.models.families import family_of
 from routing_experts.records import StudyRecord
+from routing_experts.studies import contest as contest_module
+from routing_experts.studies.contest import Contest
+from routing_experts.studies.gallery import write_wins_and_losses
 from routing_experts.studies.jobs import Job
+from routing_experts.studies.plan import load_study
+from routing_experts.studies.speed import _model_of
+from routing_experts.studies.work import work_on
 
 PLAN = {
     "recipe": "digits",
@@ -104,8 +116,89 @@ def test_a_study_s_report_is_for_people_papers_and_programs(roe, folder):
     assert r"layers\_run" not in paper
     assert r"25.0~\%" in paper
     assert "| **routed** |" in (runs / "study.md").read_text()
-    if (runs / "gallery.json").exists():
-        assert "Wins and losses" in page
+
+
+def little_contest(folder: Path) -> Contest:
+    """The module's study, whose runs are done."""
+    return Contest(load_study(str(plan(folder))), folder / "runs", Console(quiet=True), lambda *what: nullcontext(int))
+
+
+def test_what_is_won_and_lost_is_shown_with_who_said_it(roe, folder, tmp_path):
+    """Question 0 is called a win and 1 a loss; both models are asked what they say to them."""
+    runs = tmp_path / "runs"
+    shutil.copytree(folder / "runs", runs)
+    contest = little_contest(folder)
+    contest.output = runs
+    routed = replace(contest.found(Job("routed", 0.25, 0)), right="10" + "1" * 14)
+    dense = replace(contest.found(Job("dense", 0.0, 0)), right="01" + "1" * 14)
+    contest._checked[Job("dense", 0.0, 0)] = dense
+    write_wins_and_losses(contest, routed)
+    shown = json.loads((runs / "gallery.json").read_text())
+    questions = [question.answer for question in contest.questions[:2]]
+    assert [item["answer"] for item in shown] == questions
+    assert {tuple(item["names"]) for item in shown} == {("dense", "routed at 25%")}
+    assert roe("report", runs)[0] == 0
+    assert "Wins and losses against dense" in (runs / "report.html").read_text()
+    shutil.rmtree(runs / "dense-0")
+    write_wins_and_losses(contest, replace(routed, right=flipped(contest.answers_of_base.right)))
+    assert {item["names"][0] for item in json.loads((runs / "gallery.json").read_text())} == {"the base model"}
+    write_wins_and_losses(contest, None)
+    assert not (runs / "gallery.json").exists()
+
+
+def flipped(right: str) -> str:
+    return right.translate(str.maketrans("01", "10"))
+
+
+def test_nothing_is_begun_when_time_is_up_and_every_run_is_told(folder):
+    """Guards shards: a source may take all the time, and its dependent is left for the next one."""
+    contest = little_contest(folder)
+    done: dict[Job, bool] = {}
+    contest.found = done.get
+    told = []
+    contest.run = lambda job: done.update({job: True})
+    jobs = [Job("static", 0.25, 0)]
+    work_on(contest, jobs, 0.0, lambda: told.append(len(done)))
+    assert not done
+    work_on(contest, jobs, None, lambda: told.append(len(done)))
+    assert list(done) == [Job("routed", 0.25, 0), *jobs]
+    assert told == [1, 2]
+
+
+def test_pruning_claims_the_run_whose_model_it_asks(folder):
+    """Guards against two processes that train one folder: the model may have to be trained again."""
+    contest = little_contest(folder)
+    source, job = Job("dense", 0.0, 0), Job("pruned", 0.25, 0)
+    done = {source: True}
+    contest.found = done.get
+    contest.run = lambda one: done.update({one: True})
+    with source.claimed(contest.output):
+        work_on(contest, [job])
+    assert job not in done
+    work_on(contest, [job])
+    assert job in done
+
+
+def test_dense_rivals_are_asked_as_they_were_trained(folder, monkeypatch):
+    """Guards against a rival that loses for its prompt: a dense model's folder does not say how it was trained."""
+    said = PLAN["set"] | {"data.prompt_format": "vicuna_v1"}
+    contest = Contest(load_study(str(plan(folder, set=said))), folder / "runs", Console(quiet=True), None)
+    contest.bar = lambda *what: nullcontext(int)
+    monkeypatch.setattr(contest_module, "ask", lambda *args, prompt_format, **settings: prompt_format)
+    job = Job("dense", 0.0, 0)
+    assert contest._asked(job, contest.recipe(job), None) == "vicuna_v1"
+
+
+def test_rivals_without_layers_are_timed_without_them(folder):
+    """Guards the comparison: no routing stands in their way, and an early exit has no adapters either."""
+    contest = little_contest(folder)
+    layers = {}
+    for arm in ("static", "exit", "routed"):
+        model, _ = _model_of(contest, Job(arm, 0.25, 0))
+        layers[arm] = [type(layer).__name__ for layer in family_of(model).decoder_layers(model)]
+        assert is_routed(model) == (arm == "routed")
+    assert layers["static"].count("AdapterLayer") == 3
+    assert layers["exit"] == ["LlamaDecoderLayer"] * 9
 
 
 def test_a_run_that_another_process_does_is_left_to_it(roe, folder, tmp_path):
@@ -126,11 +219,35 @@ def test_a_run_that_another_process_does_is_left_to_it(roe, folder, tmp_path):
         ({"question_seed": 7}, "was asked with question_seed 1000, the study has 7"),
         ({"set": PLAN["set"] | {"data.source": "mine.json"}}, "a study asks questions on the digits"),
         ({"rates": [0.04]}, "less than half a layer"),
+        ({"rates": [0.5833]}, "all of them make"),
+        ({"arms": PLAN["arms"] | {"static": {"control": "early_exit"}}}, "the study asks for [9, 10, 11]"),
     ],
 )
 def test_what_does_not_fit_the_plan_is_refused(changes, message, roe, folder):
     """Guards a table against runs of another plan that lie in the same folder."""
-    only = ["--only", "static"] if "rates" in changes else []
-    code, _, complaint = roe("study", plan(folder, **changes), "--output", folder / "runs", *only)
+    code, _, complaint = roe("study", plan(folder, **changes), "--output", folder / "runs")
     assert code == 1
     assert message in " ".join(complaint.split())
+
+
+def test_a_record_is_not_written_over_by_a_plan_of_fewer_runs(roe, folder, tmp_path):
+    record = tmp_path / "record.json"
+    shutil.copy(folder / "record.json", record)
+    fewer = {name: arm for name, arm in PLAN["arms"].items() if name != "exit"}
+    code, _, complaint = roe("study", plan(folder, arms=fewer), "--output", tmp_path / "runs", "--json", record)
+    assert code == 1
+    assert "1 runs that the plan does not name, such as exit at 25.0%, seed 0" in " ".join(complaint.split())
+    assert record.read_text() == (folder / "record.json").read_text()
+
+
+def test_records_without_settings_are_held_to_their_steps(roe, folder, tmp_path):
+    """Guards older records: what they say of a run has to fit."""
+    record = tmp_path / "record.json"
+    study = json.loads((folder / "record.json").read_text())
+    for run in study["runs"]:
+        run["settings"] = {}
+    record.write_text(json.dumps(study))
+    longer = PLAN["set"] | {"training.steps": 4}
+    code, _, complaint = roe("study", plan(folder, set=longer), "--output", tmp_path / "runs", "--json", record)
+    assert code == 1
+    assert "was trained with training.steps 3, the study asks for 4" in " ".join(complaint.split())

@@ -70,6 +70,19 @@ def test_the_twin_is_the_routed_model(sides, route):
     assert {p.data_ptr() for p in twin.parameters()} <= shared
 
 
+def test_a_twin_without_adapters_is_one_whose_adapters_add_nothing():
+    """Guards early exits: what is gone leaves nothing behind, in the decoder, its configuration or the cache."""
+    routed = route_everywhere(tiny_llama(dtype=torch.float64), num_unrouted_layers=0)
+    for layer in routed.model.layers:
+        torch.nn.init.zeros_(layer.skip_up.weight)
+    ids = torch.randint(3, 50, (2, 9))
+    bare = twin_of(routed, ROUTE, adapters=False)
+    logits = [model(input_ids=ids, use_cache=False).logits for model in (bare, twin_of(routed, ROUTE))]
+    assert torch.equal(*logits)
+    assert bare.config.num_hidden_layers == len(bare.model.layers) == len(prefilled_cache(bare, {"input_ids": ids}))
+    assert routed.config.num_hidden_layers == len(routed.model.layers) == NUM_LAYERS
+
+
 def test_a_filled_cache_is_a_prefilled_one(sides):
     """Guards decoding behind noise: as many keys and values, of the same shapes, as a prefill leaves."""
     route_BL = torch.stack([ROUTE, ~ROUTE])

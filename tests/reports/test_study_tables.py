@@ -8,13 +8,15 @@ from routing_experts.reports.study_tables import claims_grid, rate_grids, routes
 from tiny_records import study_run
 
 PLAN = {
+    "seeds": [0, 1],
     "arms": {
         "routed": {},
         "soft": {"about": "softer", "claim": "as_good"},
         "bare": {"claim": "worse", "remark": "too few steps."},
+        "lost": {"claim": "worse"},
         "static": {},
         "dense": {},
-    }
+    },
 }
 
 
@@ -27,20 +29,27 @@ RUNS = [
     run("routed", 0.1, 0, "1111"),
     run("routed", 0.3, 0, "1110", skip_rate=0.29, routes=[RouteCount("1011", 4, 0.75)], layers_run="4433"),
     run("routed", 0.3, 1, "1111", skip_rate=0.31, routes=[RouteCount("1011", 4, 1.0)]),
-    run("soft", 0.3, 0, "1100", skip_rate=0.28, raw_skip_rate=0.2),
+    run("soft", 0.3, 0, "1100", skip_rate=0.29, raw_skip_rate=0.2),
+    run("soft", 0.3, 1, "1110", skip_rate=0.27, raw_skip_rate=0.24),
     run("bare", 0.3, 0, "1110"),
+    run("lost", 0.3, 0, "1110", skip_rate=0.33),
     run("static", 0.25, 0, "1100"),
     run("static", 0.5, 0, "1000"),
     run("dense", 0.0, 0, "1111"),
 ]
 CONTRASTS = [
-    Contrast("routed", "soft", 0.3, [0], 0.25, 0.1, 0.4, [0.25]),
+    Contrast("routed", "soft", 0.3, [0, 1], 0.25, 0.1, 0.4, [0.25, 0.25]),
     Contrast("routed", "bare", 0.3, [0], 0.0, -0.1, 0.1, [0.0]),
-    Contrast("routed", "static", 0.3, [0], 0.3, 0.2, 0.4, [0.3]),
+    Contrast("routed", "lost", 0.3, [0], 0.0, -0.1, 0.1, [0.0]),
+    Contrast("routed", "static", 0.3, [0], 0.3, 0.2, 0.4, [0.3], mixed=True),
     Contrast("routed", "dense", 0.3, [0], -0.25, -0.3, -0.2, [-0.25]),
     Contrast("routed", "dense", 0.1, [0], 0.0, 0.0, 0.0, [0.0]),
 ]
-SPEEDS = [ArmSpeed("soft", 0.3, 0, "generate", 1, [3.0], [2.0]), ArmSpeed("dense", 0.0, 0, "generate", 1, [1.0], [1.0])]
+SPEEDS = [
+    ArmSpeed("soft", 0.3, 0, "generate", 1, [3.0, 4.0, 2.0], [2.0, 2.0, 2.0]),
+    ArmSpeed("static", 0.3, 0, "generate", 1, [9.0], [1.0]),
+    ArmSpeed("dense", 0.0, 0, "generate", 1, [1.0], [1.0]),
+]
 BASE = BaseAnswers(0.75, "1101", ["a"], "0000", "0123", 0)
 STUDY = StudyRecord("s", PLAN, 0.75, 4, 0, RUNS, CONTRASTS, {}, base=BASE, speeds=SPEEDS)
 
@@ -48,26 +57,35 @@ STUDY = StudyRecord("s", PLAN, 0.75, 4, 0, RUNS, CONTRASTS, {}, base=BASE, speed
 def test_the_main_table_has_a_part_a_rate_and_the_strongest_rival_first():
     low, main = rate_grids(STUDY)
     assert [row[0] for row in low.rows] == ["routed", "dense"]
-    assert [row[0] for row in main.rows] == ["routed", "dense", "bare", "soft", "static"]
+    assert [row[0] for row in main.rows] == ["routed", "dense", "bare", "lost", "soft", "static"]
     assert main.rows[0][1:5] == ("87.5\N{NO-BREAK SPACE}%", "75.0 / 100.0", "30.0\N{NO-BREAK SPACE}%", "—")
     assert (low.note, main.note != "") == ("", True)
 
 
+def test_a_seed_that_is_missing_is_seen():
+    """Guards against a mean of fewer seeds that looks like one of all."""
+    rows = {row[0]: row for row in rate_grids(STUDY)[1].rows}
+    assert (rows["soft"][2], rows["bare"][2]) == ("50.0 / 75.0", "75.0 / —")
+
+
 def test_what_is_left_out_is_what_was_measured_and_of_mixtures_what_was_wanted():
+    """A mixture of two models has no speed of its own, even if one of them bears its rate's name."""
     rows = {row[0]: row for row in rate_grids(STUDY)[1].rows}
     assert rows["soft"][3] == "28.0\N{NO-BREAK SPACE}%"
-    assert rows["static"][1:4] == ("45.0\N{NO-BREAK SPACE}%", "45.0", "30.0\N{NO-BREAK SPACE}%")
+    assert rows["static"][1:4] == ("45.0\N{NO-BREAK SPACE}%", "45.0 / —", "30.0\N{NO-BREAK SPACE}%")
     assert rows["dense"][3] == "0.0\N{NO-BREAK SPACE}%"
-    assert (rows["soft"][6], rows["dense"][6], rows["bare"][6]) == ("1.50×", "1.00×", "—")
+    assert [rows[arm][6] for arm in ("soft", "dense", "bare", "static")] == ["1.50× (1.25–1.75)", "1.00×", "—", "—"]
 
 
 def test_claims_stand_beside_what_was_measured():
     grid = claims_grid(STUDY)
     assert [row[:4] for row in grid.rows] == [
         ("soft", "softer", "has it so", "does not agree"),
-        ("bare", "", "needs what it lacks", "no difference"),
+        ("bare", "", "needs what it lacks", "undecided"),
+        ("lost", "", "needs what it lacks", "rate not met"),
     ]
-    assert (grid.rows[0][-1], grid.rows[1][-1]) == ("20.0\N{NO-BREAK SPACE}%", "—")
+    assert grid.rows[0][6:] == ("+25.0 / +25.0", "28.0\N{NO-BREAK SPACE}%", "22.0\N{NO-BREAK SPACE}%")
+    assert grid.rows[1][8] == "—"
     assert grid.note.endswith("bare: too few steps.")
 
 
@@ -78,19 +96,25 @@ def test_a_plan_without_claims_has_no_such_table():
 
 
 @pytest.mark.parametrize(
-    ("claim", "low", "high", "said"),
+    ("claim", "low", "high", "by_seed", "said"),
     [
-        ("worse", 0.01, 0.02, "agrees"),
-        ("worse", 0.0, 0.02, "no difference"),
-        ("worse", -0.01, 0.02, "no difference"),
-        ("worse", -0.02, -0.01, "does not agree"),
-        ("as_good", 0.01, 0.02, "does not agree"),
-        ("as_good", -0.01, 0.02, "agrees"),
-        ("as_good", -0.02, -0.01, "agrees"),
+        ("worse", 0.01, 0.02, [0.01, 0.02], "agrees"),
+        ("worse", 0.01, 0.02, [-0.01, 0.04], "undecided"),
+        ("worse", 0.01, 0.02, [0.015], "undecided"),
+        ("worse", 0.0, 0.02, [0.01, 0.02], "undecided"),
+        ("worse", -0.02, -0.01, [-0.01, -0.02], "does not agree"),
+        ("worse", -0.02, -0.01, [0.01, -0.04], "undecided"),
+        ("as_good", 0.01, 0.02, [0.01, 0.02], "does not agree"),
+        ("as_good", 0.01, 0.02, [-0.01, 0.04], "undecided"),
+        ("as_good", -0.01, 0.009, [0.0, 0.0], "agrees"),
+        ("as_good", -0.05, 0.02, [-0.1, 0.1], "undecided"),
+        ("as_good", -0.02, -0.01, [-0.01, -0.02], "agrees"),
+        ("as_good", -0.02, -0.01, [-0.015], "undecided"),
     ],
 )
-def test_an_interval_decides(claim, low, high, said):
-    assert agreement(claim, Contrast("routed", "x", 0.3, [0], (low + high) / 2, low, high, [0.0])) == said
+def test_an_interval_decides_where_every_seed_agrees(claim, low, high, by_seed, said):
+    contrast = Contrast("routed", "x", 0.3, list(range(len(by_seed))), (low + high) / 2, low, high, by_seed)
+    assert agreement(claim, contrast) == said
 
 
 def test_tasks_and_routes_have_tables():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from routing_experts.records import as_bits, as_marks, from_bits, from_marks
-from routing_experts.studies.compare import contrasts, rights_at
+from routing_experts.records import ArmSpeed, as_bits, as_marks, from_bits, from_marks
+from routing_experts.studies.compare import contrasts, newest, rights_at
 from routing_experts.studies.plan import Study
 from routing_experts.training.settings import build
 from tiny_records import study_run
@@ -55,6 +55,21 @@ def test_arms_that_were_not_run_so_far_or_so_low_are_left_out():
     assert rights_at(STUDY, RUNS, "routed", 0.1) == {}
     both = [*RUNS, study_run("routed", 0.1, 0, "1111"), study_run("routed", 0.1, 1, "1111")]
     assert rights_at(STUDY, both, "routed", 0.2) == {}, "routes are calibrated to a rate, not mixed to it"
+
+
+def test_mixtures_are_told_from_models():
+    found = {(one.second, one.wanted): one.mixed for one in contrasts(STUDY, RUNS)}
+    assert found == {("static", 0.3): True, ("exit", 0.3): True, ("dense", 0.3): False}
+    met = [*RUNS[:2], study_run("exit", 0.3, 0, "1000", skip_rate=0.3)]
+    assert [one.mixed for one in contrasts(STUDY, met)] == [False]
+
+
+def test_the_newest_timing_of_a_kind_counts():
+    old, other, new = (
+        ArmSpeed(arm, 0.3, 0, "generate", 1, [1.0], [seconds])
+        for arm, seconds in (("routed", 2.0), ("static", 1.0), ("routed", 3.0))
+    )
+    assert newest([old, other, new]) == [new, other]
 
 
 def test_dense_stands_beside_every_rate_and_pairs_share_seeds():

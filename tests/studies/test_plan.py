@@ -92,6 +92,7 @@ def test_fixed_layers_may_have_rates_of_their_own_and_look_at_the_nearest():
             "no routed arm",
         ),
         ({"arms": {"routed": {}, "p": {"control": "pruning"}}}, "takes its model from 'routed', which is no dense arm"),
+        ({"reference": "dense"}, "reference 'dense' is a control"),
         ({"arms": {"routed": {"rates": [0.5]}}}, r"rates \[0.5\] that the study lacks"),
         (
             {"arms": {"routed": {}, "x": {"claim": "nice"}}},

@@ -1,10 +1,9 @@
 """``roe study``: contenders trained alike and asked the same questions, over seeds and skip rates."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def study(
@@ -30,49 +29,39 @@ def study(
     Example: roe study front --minutes 50
     """
     from routing_experts.cli.common import progress_bar
-    from routing_experts.cli.output import start, write_json
+    from routing_experts.cli.output import print_json, start
     from routing_experts.errors import ConfigError
-    from routing_experts.records import STUDY_NAME, StudyRecord
     from routing_experts.reports import print_study, reference_run
-    from routing_experts.studies.compare import study_record
+    from routing_experts.studies.checks import check_plan
     from routing_experts.studies.contest import Contest
     from routing_experts.studies.gallery import write_wins_and_losses
     from routing_experts.studies.jobs import jobs_of
+    from routing_experts.studies.ledger import Ledger
     from routing_experts.studies.plan import load_study
+    from routing_experts.studies.speed import timed
     from routing_experts.studies.work import work_on
 
     say, plan = start(), load_study(name)
-    console = say.progress
+    console, shown = say.progress, str(json) == "-"
     unknown = sorted(set(only or []) - set(plan.arms))
     if unknown:
         raise ConfigError(f"--only {', '.join(unknown)}: the study's arms are {', '.join(plan.arms)}. Name some.")
     folder = output or Path("runs") / Path(name).stem
-    known = StudyRecord.load(json) if json is not None and json.is_file() else None
-    contest = Contest(plan, folder, console, lambda *what: progress_bar(console, *what), known)
+    contest = Contest(plan, folder, console, lambda *what: progress_bar(console, *what))
+    ledger = Ledger(Path(name).stem, contest, None if shown else json)
     every = jobs_of(plan)
     done = sum(contest.found(job) is not None for job in every)  # one of another plan is refused now, not after hours
+    check_plan(contest)
     console.print(f"{done} of {len(every)} runs are done.")
     jobs = [job for job in every if not only or job.arm in only]
-    work_on(contest, jobs, minutes)
-    runs = [found for job in every if (found := contest.found(job)) is not None]
-    speeds = _timed(contest, console) if speed else []
-    record = study_record(Path(name).stem, contest, runs, speeds)
-    if (shown := reference_run(record)) is not None:
-        write_wins_and_losses(contest, shown)
-    if str(json) != "-":
+    work_on(contest, jobs, minutes, ledger.write)
+    record = ledger.write(timed(contest) if speed else ())
+    write_wins_and_losses(contest, reference_run(record))
+    if shown:
+        print_json(record.to_dict(), say)
+    else:
         print_study(record, say.results)
-    write_json(record.to_dict(), folder / STUDY_NAME, say, "study")  # where `roe report` looks for it
-    if json is not None:
-        write_json(record.to_dict(), json, say, "study")
+    for path in dict.fromkeys((ledger.folder_record, ledger.kept or ledger.folder_record)):
+        console.print(f"study: {path}")
     if left := sum(contest.found(job) is None for job in jobs):
         console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")
-
-
-def _timed(contest: Any, console: Console) -> list[Any]:
-    """Seconds of every contender whose model is at hand."""
-    from routing_experts.cli.common import progress_bar
-    from routing_experts.studies.speed import arm_speeds, timed_jobs
-
-    jobs = timed_jobs(contest)
-    with progress_bar(console, "timing", len(jobs)) as advance:
-        return arm_speeds(contest, jobs, advance)

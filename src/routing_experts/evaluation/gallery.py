@@ -22,12 +22,19 @@ def write_gallery(folder: Path, questions: list[Question], dense: Evaluation, ro
     for round_ in range(SHOWN):
         chosen += [rows[round_] for _, rows in sorted(by_task.items()) if round_ < len(rows)]
     some = chosen[:SHOWN]
-    parts = [Evaluation([e.questions[i] for i in some], [e.answers[i] for i in some]) for e in (dense, routed)]
-    save_gallery(folder, [questions[index] for index in some], *parts)
+    first, second = (Evaluation([e.questions[i] for i in some], [e.answers[i] for i in some]) for e in (dense, routed))
+    save_gallery(folder, [questions[index] for index in some], first, second)
 
 
-def save_gallery(folder: Path, questions: Sequence[Question], dense: Evaluation, routed: Evaluation) -> None:
-    """Writes ``gallery.json`` and its pictures, of all the questions that are given."""
+def save_gallery(
+    folder: Path,
+    questions: Sequence[Question],
+    dense: Evaluation,
+    routed: Evaluation,
+    *,
+    names: tuple[str, str] = ("dense", "routed"),
+) -> None:
+    """Writes ``gallery.json`` and its pictures, of all the questions that are given; ``names`` says who answered."""
     pictures = folder / "gallery"
     pictures.mkdir(exist_ok=True)
     items = []
@@ -44,6 +51,7 @@ def save_gallery(folder: Path, questions: Sequence[Question], dense: Evaluation,
                 "dense": dense.answers[index].text,
                 "routed": routed.answers[index].text,
                 "route": list(routed.answers[index].route),
+                "names": list(names),
             }
         )
     save_json(folder / GALLERY_NAME, items)

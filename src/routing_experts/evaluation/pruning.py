@@ -158,10 +158,12 @@ class _ScoringMask(AttendingMask):
         return scaled_dot_product_attention(query, key, value, attn_mask=base, is_causal=base is None, **settings)
 
 
-def image_shares(model: Any, processor: Any, questions: Sequence[Question]) -> list[float]:
+def image_shares(
+    model: Any, processor: Any, questions: Sequence[Question], prompt_format: str = "chat_template"
+) -> list[float]:
     """Of each question's prompt, the share of tokens that are pictures'."""
     shares: list[float] = []
-    for batch in prompt_batches(model, processor, records_of(questions), BATCH_SIZE):
+    for batch in prompt_batches(model, processor, records_of(questions), BATCH_SIZE, prompt_format):
         shares += (_are_images(model, batch["input_ids"]).sum(1) / batch["attention_mask"].sum(1)).tolist()
     return shares
 

@@ -3,10 +3,19 @@
 from pathlib import Path
 
 from routing_experts.config import CONFIG_NAME, RoEConfig
-from routing_experts.records import Results, write_text
+from routing_experts.records import STATIC_NAME, Results, StaticExport, write_text
 
 CARD_NAME = "README.md"
 _MARK = "<!-- written by routing-experts -->"
+_LOADING = (
+    "```python",
+    "import routing_experts  # lets transformers load routed folders",
+    "from transformers import AutoModelForImageTextToText, AutoProcessor",
+    "",
+    'model = AutoModelForImageTextToText.from_pretrained("this folder")',
+    'processor = AutoProcessor.from_pretrained("this folder")',
+    "```",
+)
 _UNKNOWN = "that of the base model and of the training data; it is not recorded here"
 
 
@@ -16,16 +25,17 @@ def write_card(
     """Writes ``README.md`` beside a model; a card that somebody wrote by hand is left alone.
 
     Args:
-        folder: of the model.
+        folder: of the model; a static one's ``static.json`` is read.
         config: its settings.
         results: scores, where it was evaluated with this bias.
         license_name: an identifier such as ``apache-2.0``; that of an earlier card stays.
     """
-    path = folder / CARD_NAME
+    path, made = folder / CARD_NAME, folder / STATIC_NAME
     if results is not None and results.keep_bias != config.keep_bias:
         results = None  # of the model before it was calibrated anew
+    static = StaticExport.load(made) if config.stripped and made.is_file() else None
     if not is_hand_written(path):
-        write_text(path, model_card(config, results, license_name or _license_of(path)))
+        write_text(path, model_card(config, results, license_name or _license_of(path), static))
 
 
 def is_hand_written(card: Path) -> bool:
@@ -39,16 +49,26 @@ def _license_of(card: Path) -> str | None:
     return next((line.removeprefix("license: ") for line in lines if line.startswith("license: ")), None)
 
 
-def model_card(config: RoEConfig, results: Results | None = None, license_name: str | None = None) -> str:
+def model_card(
+    config: RoEConfig,
+    results: Results | None = None,
+    license_name: str | None = None,
+    static: StaticExport | None = None,
+) -> str:
     """The card's text: the hub's front matter, then Markdown."""
     base = config.base.name_or_path if config.base and config.base.name_or_path else "a base model without a name"
     named = bool(config.base and config.base.name_or_path.count("/") == 1 and not base.startswith((".", "/")))
     front = ["---", "library_name: routing-experts", "pipeline_tag: image-text-to-text", "tags: [routing-experts, roe]"]
     front += [f"base_model: {base}"] * named + [f"license: {license_name}"] * bool(license_name) + ["---"]
-    return "\n".join([*front, _MARK, "", *_body(base, config, results, license_name), ""])
+    license_told = license_name or _UNKNOWN
+    if config.stripped:
+        body = _static_body(base, config, static, license_told)
+    else:
+        body = _body(base, config, results, license_told)
+    return "\n".join([*front, _MARK, "", *body, ""])
 
 
-def _body(base: str, config: RoEConfig, results: Results | None, license_name: str | None) -> list[str]:
+def _body(base: str, config: RoEConfig, results: Results | None, license_told: str) -> list[str]:
     return [
         f"# {base}, with routed decoder layers",
         "",
@@ -58,24 +78,47 @@ def _body(base: str, config: RoEConfig, results: Results | None, license_name: s
         "| | |",
         "|---|---|",
         f"| base model | {base} |",
-        f"| license | {license_name or _UNKNOWN} |",
+        f"| license | {license_told} |",
         f"| target of training | {config.target_skip_ratio:.0%} of the routed layers skipped |",
         f"| gate | {config.gate} |",
         f"| keep bias | {config.keep_bias:+.3f} |",
         *([f"| skip ratios a request may ask for | 0 to {config.budget[-1][0]:.1%} |"] if config.budget else []),
         *(_scores(results) if results is not None else ["| scores | not evaluated yet |"]),
         "",
-        "```python",
-        "import routing_experts  # lets transformers load routed folders",
-        "from transformers import AutoModelForImageTextToText, AutoProcessor",
-        "",
-        'model = AutoModelForImageTextToText.from_pretrained("this folder")',
-        'processor = AutoProcessor.from_pretrained("this folder")',
-        "```",
+        *_LOADING,
         "",
         f"Opened without `import routing_experts`, the folder is the dense model. Routes are set in `{CONFIG_NAME}`; "
         "`roe calibrate` changes how much is skipped. Layers are chosen from the question and the picture: check "
         "accuracy on your own data before you rely on it.",
+    ]
+
+
+def _static_body(base: str, config: RoEConfig, static: StaticExport | None, license_told: str) -> list[str]:
+    dropped = ", ".join(map(str, config.routed_layers or ()))
+    return [
+        f"# {base}, without some of its decoder layers",
+        "",
+        f"Decoder layers {dropped} (counted from 0) are gone for every request; each one's low-rank adapter stands in "
+        "its place. They were chosen by what a routed model skipped (Routing Experts: Wu et al., ICLR 2025, arXiv "
+        "2407.14093). Nothing is decided any more, and how much is skipped cannot be changed.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base model | {base} |",
+        f"| license | {license_told} |",
+        *(_static_scores(static) if static is not None else ["| scores | not evaluated yet |"]),
+        "",
+        *_LOADING,
+        "",
+        "Without `import routing_experts` the folder must not be used: transformers would fill the layers that are "
+        "gone with random weights. Check accuracy on your own data before you rely on it.",
+    ]
+
+
+def _static_scores(static: StaticExport) -> list[str]:
+    return [
+        *(f"| right answers, {row.name} | {row.accuracy:.1%} of {static.questions:,} |" for row in static.rows),
+        f"| layers gone | {static.rows[-1].skip_rate:.1%} of {len(static.layer_skip_rates)} |",
     ]
 
 

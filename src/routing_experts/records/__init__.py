@@ -2,7 +2,7 @@
 
 from routing_experts.records.bench import BENCH_NAME, BenchCase, BenchRecord, Counted, Served
 from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share, load_json, save_json, write_text
-from routing_experts.records.environment import environment
+from routing_experts.records.environment import environment, origin
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log, seconds_left
 from routing_experts.records.marks import as_bits, as_marks, from_bits, from_marks
 from routing_experts.records.results import (
@@ -92,6 +92,7 @@ __all__ = [
     "from_bits",
     "from_marks",
     "load_json",
+    "origin",
     "read_log",
     "save_json",
     "seconds_left",

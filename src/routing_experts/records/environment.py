@@ -25,6 +25,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def origin() -> dict[str, Any]:
+    """Date, commit and processor: what parts of a record keep that were made at different times."""
+    made = environment()
+    return {name: made[name] for name in ("date", "commit", "cpu")}
+
+
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     named = cpuinfo.is_file() and re.search(

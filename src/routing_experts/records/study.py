@@ -97,7 +97,12 @@ class BaseAnswers(RecordFile):
 
 @dataclass(frozen=True)
 class Contrast(Entry):
-    """Accuracy of ``first`` minus ``second`` at a skip rate, over seeds, with the paired 95 % interval."""
+    """Accuracy of ``first`` minus ``second`` at a skip rate, over seeds, with the paired 95 % interval.
+
+    Attributes:
+        by_seed: the differences of ``seeds``.
+        mixed: whether ``second`` is two models, each question drawing one, so that the rate is met on average.
+    """
 
     first: str
     second: str
@@ -107,6 +112,7 @@ class Contrast(Entry):
     low: float
     high: float
     by_seed: list[float]
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ class ArmSpeed(Entry):
     Attributes:
         arm, wanted, seed: which.
         phase: until the first token, or a whole answer of a few tokens.
-        base_seconds, arm_seconds: every repetition.
+        base_seconds, arm_seconds: every repetition, taken in turn.
+        made: date, commit and processor; empty in older records.
     """
 
     arm: str
@@ -126,6 +133,7 @@ class ArmSpeed(Entry):
     batch: Positive
     base_seconds: list[Seconds]
     arm_seconds: list[Seconds]
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,11 @@ class StudyRecord(RecordFile):
     def reference(self) -> str:
         """The arm that all others are held against."""
         return str(self.plan.get("reference", "routed"))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of the plan, and any other that was run."""
+        return sorted({*self.plan.get("seeds", ()), *(run.seed for run in self.runs)})
 
     @property
     def reference_runs(self) -> dict[float, list[StudyRun]]:

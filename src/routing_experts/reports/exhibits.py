@@ -37,10 +37,10 @@ def exhibits_of(folder: Path, num_layers: int) -> list[Exhibit]:
                 f"{path}: [{i}].route has {len(item.route)} cells: a route has one for each layer, and the results "
                 f"beside it say num_layers={num_layers}. Write both files from the same run."
             )
-        answers = (
-            ("dense", item.dense, item.is_right(item.dense)),
-            ("routed", item.routed, item.is_right(item.routed)),
-        )
+        if len(item.names) != 2:
+            raise ReportError(f"{path}: [{i}].names is {item.names}: it names two, who said dense and who routed.")
+        said = zip(item.names, (item.dense, item.routed), strict=True)
+        answers = tuple((name, text, item.is_right(text)) for name, text in said)
         picture = None if item.image is None else _picture(folder, item.image, f"{path}: [{i}].image")
         exhibits.append(Exhibit(item, picture, answers, layers_in_words(item.route)))
     return exhibits

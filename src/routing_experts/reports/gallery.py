@@ -1,7 +1,7 @@
 """Questions with both models' answers and the route that was taken: the contents of ``gallery.json``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -20,6 +20,7 @@ class GalleryItem(Entry):
         answer: the right one.
         dense, routed: what the models said.
         route: per layer, whether the routed model kept it.
+        names: what the two are called.
     """
 
     image: str | None
@@ -28,6 +29,7 @@ class GalleryItem(Entry):
     dense: str
     routed: str
     route: list[bool]
+    names: list[str] = field(default_factory=lambda: ["dense", "routed"])
 
     def is_right(self, said: str) -> bool:
         """Whether a model said the right answer; case and space around it do not count."""

@@ -23,7 +23,7 @@ from routing_experts.reports.page import FIGURES_FOLDER, REPORT_NAME, Drawing, d
 from routing_experts.reports.study_data import main_rate, reference_run
 from routing_experts.reports.study_drawings import front_drawing, route_drawings
 from routing_experts.reports.study_files import study_csv
-from routing_experts.reports.study_tables import by_seed, claims_grid, rate_grids, routes_grid, task_grid
+from routing_experts.reports.study_tables import claims_grid, rate_grids, routes_grid, seed_cell, task_grid
 from routing_experts.reports.summary import NONE, Grid, percent, plural, points, span
 from routing_experts.reports.table import grids_markdown, print_grids
 
@@ -38,7 +38,7 @@ def arms(study: StudyRecord) -> Grid:
     groups: dict[tuple[float, str], list[StudyRun]] = {}
     for run in study.runs:
         groups.setdefault((run.wanted, run.arm), []).append(run)
-    rows = tuple(_arm_row(arm, runs) for (_, arm), runs in sorted(groups.items(), key=lambda item: item[0][0]))
+    rows = tuple(_arm_row(study, arm, runs) for (_, arm), runs in sorted(groups.items(), key=lambda item: item[0][0]))
     base = f"{percent(study.base_accuracy)}" + "".join(
         f", {percent(accuracy)} without {float(rate):.0%} of its layers" for rate, accuracy in study.untrained.items()
     )
@@ -146,12 +146,12 @@ def _curves(study: StudyRecord, folder: Path, figures: Path) -> list[Drawing]:
     ]
 
 
-def _arm_row(arm: str, runs: list[StudyRun]) -> tuple[str, ...]:
+def _arm_row(study: StudyRecord, arm: str, runs: list[StudyRun]) -> tuple[str, ...]:
     raw = [run.raw_skip_rate for run in runs if run.raw_skip_rate is not None]
     return (
         arm,
         percent(mean(run.accuracy for run in runs)),
-        by_seed(run.accuracy for run in runs),
+        seed_cell(study, {run.seed: run.accuracy for run in runs}),
         percent(mean(run.skip_rate for run in runs)),
         percent(mean(raw)) if raw else NONE,
         percent(mean(run.varied_layers for run in runs)),

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from statistics import mean, median
+from statistics import mean
 
 from routing_experts.records import BaseAnswers, Contrast, StudyRecord, StudyRun, from_marks
 
 MAIN_RATE = 0.3  # the paper's
+AS_GOOD = 0.01  # of the answers: what may be lost by an arm that is as good
 TENTHS = 10
 
 
@@ -60,30 +61,35 @@ def reference_run(study: StudyRecord) -> StudyRun | None:
     return min(runs, key=lambda run: run.seed, default=None)
 
 
-def accuracy_at(study: StudyRecord, contrast: Contrast) -> tuple[float, list[float]]:
-    """A contrast's second arm: its mean accuracy and that of each seed, mixtures of two runs included."""
+def accuracy_at(study: StudyRecord, contrast: Contrast) -> dict[int, float]:
+    """A contrast's second arm: the accuracy of each seed, mixtures of two runs included."""
     of_first = {
         run.seed: run.accuracy for run in study.runs if (run.arm, run.wanted) == (contrast.first, contrast.wanted)
     }
-    by_seed = [of_first[seed] - gap for seed, gap in zip(contrast.seeds, contrast.by_seed, strict=True)]
-    return mean(by_seed), by_seed
+    return {seed: of_first[seed] - gap for seed, gap in zip(contrast.seeds, contrast.by_seed, strict=True)}
 
 
 def agreement(claim: str, contrast: Contrast) -> str:
-    """Whether a difference to the reference bears out what was said of the arm: "worse", or at least "as_good"."""
-    if claim == "as_good":
-        return "does not agree" if contrast.low > 0 else "agrees"
-    if contrast.low <= 0 <= contrast.high:
-        return "no difference"
-    return "agrees" if contrast.low > 0 else "does not agree"
+    """Whether a difference to the reference bears out what was said of the arm: "worse", or "as_good".
+
+    The interval speaks of these models alone, so every seed's has to point the same way, and one seed decides nothing.
+    """
+    sure = len(contrast.seeds) > 1
+    worse = sure and contrast.low > 0 and min(contrast.by_seed) > 0
+    better = sure and contrast.high < 0 and max(contrast.by_seed) < 0
+    if claim == "as_good" and not worse:
+        return "agrees" if sure and contrast.high < AS_GOOD else "undecided"
+    if claim == "as_good" or better:
+        return "does not agree"
+    return "agrees" if worse else "undecided"
 
 
-def speed_up(study: StudyRecord, arm: str, wanted: float, batch: int) -> float | None:
-    """Base over arm, of medians of whole answers; None where it was not timed."""
+def speed_ups(study: StudyRecord, arm: str, wanted: float, batch: int) -> list[float]:
+    """Base over arm, of whole answers, each repetition with that beside it; empty where it was not timed."""
     for one in study.speeds:
         if (one.arm, one.wanted, one.batch, one.phase) == (arm, wanted, batch, "generate"):
-            return median(one.base_seconds) / median(one.arm_seconds)
-    return None
+            return [base / own for base, own in zip(one.base_seconds, one.arm_seconds, strict=True)]
+    return []
 
 
 def depths(run: StudyRun, num_layers: int) -> dict[int, float]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 from routing_experts.records import BenchCase, BudgetRecord, Calibration, Results, Score, SpeedCase
 
@@ -212,6 +212,14 @@ def plural(count: int, name: str) -> str:
 def times(factor: float) -> str:
     """As ``1.25×``."""
     return NONE if math.isnan(factor) else f"{factor:.2f}{TIMES}"
+
+
+def spread(factors: Sequence[float]) -> str:
+    """Median and quartiles, as ``1.25× (1.22–1.31)``; a dash for none."""
+    if len(factors) < 2:
+        return times(factors[0]) if factors else NONE
+    low, middle, high = quantiles(factors, n=4, method="inclusive")
+    return f"{times(middle)} ({low:.2f}\N{EN DASH}{high:.2f})"
 
 
 def duration(seconds: float) -> str:

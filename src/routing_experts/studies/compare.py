@@ -28,8 +28,13 @@ def study_record(name: str, contest: Contest, runs: Sequence[StudyRun], speeds: 
         untrained=contest.choice.untrained,
         base=base,
         layers=contest.choice,
-        speeds=list(speeds) or contest.known_speeds,
+        speeds=newest([*contest.known_speeds, *speeds]),
     )
+
+
+def newest(speeds: Sequence[ArmSpeed]) -> list[ArmSpeed]:
+    """One a contender, phase and batch: the last."""
+    return list({(one.arm, one.wanted, one.seed, one.phase, one.batch): one for one in speeds}.values())
 
 
 def contrasts(study: Study, runs: Sequence[StudyRun]) -> list[Contrast]:
@@ -52,6 +57,7 @@ def contrasts(study: Study, runs: Sequence[StudyRun]) -> list[Contrast]:
                         low=difference.low,
                         high=difference.high,
                         by_seed=(first_SN.mean(1) - second_SN.mean(1)).tolist(),
+                        mixed=is_mixed(study, runs, name, rate),
                     )
                 )
     return found
@@ -65,20 +71,36 @@ def rights_at(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> 
     """
     if study.arms[arm].control == "dense":
         rate = 0.0
-    is_whole = study.arms[arm].control in STATIC_CONTROLS  # what it drops is a number of layers, whatever was wanted
-    of_arm = {
-        (run.skip_rate if is_whole else run.wanted, run.seed): np.array(from_bits(run.right), dtype=float)
-        for run in runs
-        if run.arm == arm
-    }
-    rates = {there for there, _ in of_arm}
-    below = max((there for there in rates if there <= rate + ROUNDING), default=None)
-    above = min((there for there in rates if there >= rate - ROUNDING), default=None)
-    if below is None or above is None or not (is_whole or below == above):
+    below, above = _neighbours(study, runs, arm, rate)
+    if below is None or above is None:
         return {}
+    of_arm = {
+        (_rate_of(study, run), run.seed): np.array(from_bits(run.right), dtype=float) for run in runs if run.arm == arm
+    }
     share = 0.0 if above == below else (rate - below) / (above - below)
     return {
         seed: (1 - share) * of_arm[below, seed] + share * of_arm[above, seed]
         for seed in study.seeds
         if (below, seed) in of_arm and (above, seed) in of_arm
     }
+
+
+def is_mixed(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> bool:
+    """Whether an arm at a rate is two of its models, each question drawing one."""
+    below, above = _neighbours(study, runs, arm, rate)
+    return below != above
+
+
+def _neighbours(study: Study, runs: Sequence[StudyRun], arm: str, rate: float) -> tuple[float | None, float | None]:
+    """The rates at which an arm was run, next to a rate: equal where it was met, two for whole layers, else None."""
+    rates = {_rate_of(study, run) for run in runs if run.arm == arm}
+    below = max((there for there in rates if there <= rate + ROUNDING), default=None)
+    above = min((there for there in rates if there >= rate - ROUNDING), default=None)
+    if below == above or (study.arms[arm].control in STATIC_CONTROLS and None not in (below, above)):
+        return below, above
+    return None, None
+
+
+def _rate_of(study: Study, run: StudyRun) -> float:
+    """What counts as a run's rate: what whole layers drop is a number of them, whatever was wanted."""
+    return run.skip_rate if study.arms[run.arm].control in STATIC_CONTROLS else run.wanted

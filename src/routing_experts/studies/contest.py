@@ -23,7 +23,7 @@ from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.models.load import load_base, load_processor
 from routing_experts.records import STUDY_NAME, ArmSpeed, BaseAnswers, LayerChoice, StudyRecord, StudyRun
 from routing_experts.studies.base import base_answers
-from routing_experts.studies.jobs import Job
+from routing_experts.studies.jobs import Job, jobs_of
 from routing_experts.studies.layers import layer_choice
 from routing_experts.studies.outcome import outcome, settings_of
 from routing_experts.studies.plan import DEPENDENT, STATIC_CONTROLS, Study
@@ -44,12 +44,9 @@ class Contest:
         output: the study's folder.
         console: where progress is shown.
         bar: a progress bar of a title and a total.
-        known: an earlier record of the same plan: its runs are not repeated.
     """
 
-    def __init__(
-        self, study: Study, output: Path, console: Console, bar: Bar, known: StudyRecord | None = None
-    ) -> None:
+    def __init__(self, study: Study, output: Path, console: Console, bar: Bar) -> None:
         self.study, self.output, self.console, self.bar = study, output, console, bar
         self.plan = load_recipe(study.recipe, study.set)
         if self.plan.data.source != DIGITS:
@@ -57,9 +54,25 @@ class Contest:
                 f"recipe {study.recipe}: data.source is {self.plan.data.source!r}, but a study asks questions on the "
                 "digits, whose answers it can check. Give a recipe on the digits."
             )
-        self._record = known
-        self._known = {Job(run.arm, run.wanted, run.seed): run for run in (known.runs if known else ())}
+        self._record: StudyRecord | None = None
+        self._known: dict[Job, StudyRun] = {}
         self._checked: dict[Job, StudyRun] = {}
+
+    def learn(self, record: StudyRecord) -> None:
+        """Takes a record's runs as done, in place of any that another record told of; what all share comes with it.
+
+        Raises:
+            ConfigError: if one of them is none of the plan's: whoever writes the record anew would lose it.
+        """
+        self._record = record
+        runs = {Job(run.arm, run.wanted, run.seed): run for run in record.runs}
+        strange = [job.name for job in runs if job not in jobs_of(self.study)]
+        if strange:
+            raise ConfigError(
+                f"the record holds {len(strange)} runs that the plan does not name, such as {strange[0]}: they would "
+                "be lost. Give the plan that made it, or another file (--json)."
+            )
+        self._known |= runs
 
     def run(self, job: Job) -> StudyRun:
         """Trains and asks one contender, or reads what an earlier call left of it."""
@@ -95,11 +108,17 @@ class Contest:
         where = str(path) if path else f"the record's {job.name}"
         remedy = "Remove it to run it anew, or give another folder (--output)." if path else "Give another record."
         dropped = [layer for layer, rate in enumerate(run.layer_skip_rates) if rate == 1]
-        wanted = settings_of(self._recipe(job, dropped))
-        for name in sorted(wanted.keys() | run.settings.keys()) if run.settings else ():  # older records have none
-            there, asked = run.settings.get(name), wanted.get(name)
+        recipe = self._recipe(job, dropped)
+        wanted, found = settings_of(recipe), run.settings
+        if not found:  # older records have none, but this
+            wanted, found = {"training.steps": recipe.training.steps}, {"training.steps": run.steps}
+        for name in sorted(wanted.keys() | found.keys()):
+            there, asked = found.get(name), wanted.get(name)
             if there != asked:
                 raise ConfigError(f"{where} was trained with {name} {there}, the study asks for {asked}. {remedy}")
+        expected = self._known_layers(job)
+        if expected is not None and sorted(expected) != dropped:
+            raise ConfigError(f"{where} drops layers {dropped}, the study asks for {sorted(expected)}. {remedy}")
         for name, asked in (
             ("questions", self.study.questions),
             ("question_seed", self.study.question_seed),
@@ -109,14 +128,21 @@ class Contest:
             if there is not None and there != asked:
                 raise ConfigError(f"{where} was asked with {name} {there}, the study has {asked}. {remedy}")
 
+    def _known_layers(self, job: Job) -> list[int] | None:
+        """What a static control drops, as far as that is known without asking or training a model."""
+        control = self.study.arms[job.arm].control
+        if control not in STATIC_CONTROLS or (control.startswith("least") and self._known_choice is None):
+            return None
+        if control == "most_skipped" and self.found(self._source(job)) is None:
+            return None
+        return self._layers(job)
+
     @property
     def known_speeds(self) -> list[ArmSpeed]:
-        """What an earlier record timed: the one that was given, or the study's folder's own."""
+        """What was timed earlier, by the record that was given and then by the study's folder's own."""
         own = self.output / STUDY_NAME
-        for record in (self._record, StudyRecord.load(own) if own.is_file() else None):
-            if record is not None and record.speeds:
-                return list(record.speeds)
-        return []
+        records = (self._record, StudyRecord.load(own) if own.is_file() else None)
+        return [one for record in records if record is not None for one in record.speeds]
 
     @cached_property
     def base(self) -> Any:
@@ -148,19 +174,38 @@ class Contest:
         """Of the training data: biases, layers and shares are chosen on these."""
         return digits_questions(self.study.calibration_questions, self.plan.data.digits.seed, split="train")
 
-    @cached_property
-    def choice(self) -> LayerChoice:
-        """The layers that fixed controls drop: the same for every seed."""
+    @property
+    def _known_choice(self) -> LayerChoice | None:
+        """Of an earlier call or record, where it was made of the same questions for the same rates."""
         path = self.output / LAYERS_RECORD
         found = LayerChoice.load(path) if path.is_file() else self._record and self._record.layers
         asked = (self.study.calibration_questions, self.study.questions)
         rates = {str(rate) for rate in self.study.rates}
-        if found and (found.training_questions, found.questions) == asked and set(found.untrained) == rates:
+        if not found or (found.training_questions, found.questions) != asked or set(found.untrained) != rates:
+            return None
+        return found if len(found.by_harm) >= self._deepest_harm else None
+
+    @property
+    def _deepest_harm(self) -> int:
+        """The most layers that an arm drops by harm."""
+        arms = [arm for arm in self.study.arms.values() if arm.control == "least_harmful"]
+        return max((round(rate * self.num_layers) for arm in arms for rate in self.study.rates_of(arm)), default=0)
+
+    @cached_property
+    def choice(self) -> LayerChoice:
+        """The layers that fixed controls drop: the same for every seed."""
+        if (found := self._known_choice) is not None:
             return found
         choice = layer_choice(
-            self.base, self.processor, self.training_questions, self.questions, self.study.rates, self.routable
+            self.base,
+            self.processor,
+            self.training_questions,
+            self.questions,
+            self.study.rates,
+            self._deepest_harm,
+            self.routable,
         )
-        choice.save(path)
+        choice.save(self.output / LAYERS_RECORD)
         return choice
 
     @cached_property
@@ -174,6 +219,12 @@ class Contest:
             found = base_answers(self.base, self.processor, self.questions, self.study.question_seed, advance)
         found.save(path)
         return found
+
+    @cached_property
+    def image_shares(self) -> list[float]:
+        """Of each training question's prompt, the share of tokens that are pictures'."""
+        asked_as = self.plan.data.prompt_format
+        return image_shares(self.base, self.processor, self.training_questions, asked_as)
 
     def recipe(self, job: Job) -> Recipe:
         """What trains a run, its fixed layers chosen."""
@@ -194,8 +245,6 @@ class Contest:
         if arm.control not in STATIC_CONTROLS:
             return []
         count = round(job.rate * self.num_layers)
-        if count == 0:
-            raise ConfigError(f"rate {job.rate} of {self.num_layers} layers is less than half a layer. Raise it.")
         if arm.control == "most_skipped":
             return most_skipped(self.run(self._source(job)).layer_skip_rates, self.routable)[:count]
         if arm.control == "early_exit":
@@ -219,20 +268,22 @@ class Contest:
                 calibrated = self._calibrate(trained, job.rate)
         if control == "random":
             routes = random_routes(self.routable, job.rate, len(self.questions), self.num_layers, job.seed)
-        return outcome(self.study, job, self._asked(job, trained.model, routes=routes), recipe, calibrated)
+        return outcome(self.study, job, self._asked(job, recipe, trained.model, routes=routes), recipe, calibrated)
 
-    def _asked(self, job: Job, model: Any, **settings: Any) -> Evaluation:
+    def _asked(self, job: Job, recipe: Recipe, model: Any, **settings: Any) -> Evaluation:
+        """As it was trained, whether routed or not."""
         with self.bar(f"{job.arm} {job.rate:.0%}", len(self.questions)) as advance:
-            return ask(model, self.processor, self.questions, advance=advance, **settings)
+            asked_as = recipe.data.prompt_format
+            return ask(model, self.processor, self.questions, prompt_format=asked_as, advance=advance, **settings)
 
     def _prune(self, job: Job) -> StudyRun:
         """A dense arm's model with fewer picture tokens; it is trained now if it is not there."""
         recipe = self.recipe(job)
         self.run(self._source(job))
         model = train(recipe, self.console).model
-        share = share_for(job.rate, image_shares(model, self.processor, self.training_questions), self.num_layers)
+        share = share_for(job.rate, self.image_shares, self.num_layers)
         with TokenPruner(model, share).pruned() as pruner:
-            asked = self._asked(job, model)
+            asked = self._asked(job, recipe, model)
         return outcome(self.study, job, asked, recipe, None, pruner.left_out)
 
     def _calibrate(self, trained: Trained, rate: float) -> tuple[float, float]:

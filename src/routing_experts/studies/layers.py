@@ -23,6 +23,7 @@ def layer_choice(
     training_questions: Sequence[Question],
     questions: Sequence[Question],
     rates: Sequence[float],
+    deepest: int,
     routable: Sequence[int],
 ) -> LayerChoice:
     """Makes a study's choice of layers.
@@ -33,6 +34,7 @@ def layer_choice(
         training_questions: the choice is made on these.
         questions: held out; the cost of dropping is measured on these.
         rates: shares of all decoder layers.
+        deepest: the most layers that any arm drops by harm.
         routable: the layers that may go.
     """
     num_layers: int = base.config.get_text_config(decoder=True).num_hidden_layers
@@ -41,7 +43,7 @@ def layer_choice(
     dropping = convert(load_base(base.name_or_path), identity, processor)
     counts = {rate: round(rate * num_layers) for rate in rates}
     few = training_questions[:TRIAL_QUESTIONS]
-    by_harm = least_harmful(dropping, processor, few, max(counts.values()), routable)
+    by_harm = least_harmful(dropping, processor, few, max(deepest, *counts.values()), routable)
     untrained = {}
     for rate, count in counts.items():
         route = torch.ones(num_layers, dtype=torch.bool)

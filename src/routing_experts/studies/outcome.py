@@ -7,7 +7,7 @@ from typing import Any
 from routing_experts.evaluation.evaluate import information, route_counts
 from routing_experts.evaluation.paired import varied_share
 from routing_experts.evaluation.scoring import Evaluation
-from routing_experts.records import StudyRun, as_bits, as_marks, environment, read_log
+from routing_experts.records import StudyRun, as_bits, as_marks, origin, read_log
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.plan import Study
 from routing_experts.training.folder import RunFolder
@@ -40,7 +40,6 @@ def outcome(
         left_out: of each question's prefill, if tokens are pruned rather than layers skipped.
     """
     by_task = asked.by_task()
-    made = environment()
     run = sum(left_out) / len(left_out) if left_out is not None else asked.skip_rate
     layers_run = [sum(answer.route) for answer in asked.answers]
     log = read_log(RunFolder(recipe.output).log)[-1]
@@ -66,7 +65,7 @@ def outcome(
         question_seed=study.question_seed,
         calibration_questions=study.calibration_questions,
         settings=settings_of(recipe),
-        made={name: made[name] for name in ("date", "commit", "cpu") if name in made},
+        made=origin(),
     )
 
 

@@ -94,6 +94,11 @@ class Study:
                 raise ConfigError(f"arm {name} has rates {strange} that the study lacks. Name some of {self.rates}.")
         if self.reference not in self.arms:
             raise ConfigError(f"reference {self.reference!r} is no arm: name one of {', '.join(self.arms)}.")
+        if self.arms[self.reference].control != "none":
+            raise ConfigError(
+                f"reference {self.reference!r} is a control ({self.arms[self.reference].control}): others are held "
+                "against a routed arm. Name one."
+            )
 
     def _check_source(self, name: str, arm: Arm) -> None:
         """The arm that a control looks at must be of the right kind."""

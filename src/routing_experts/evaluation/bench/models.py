@@ -5,6 +5,7 @@ selected, nothing is stored for them. For a fixed route it is the best that skip
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,21 +61,32 @@ def real_sides(routed: Any) -> Sides:
     return Sides(revert(shared_copy(routed)), routed)
 
 
-def twin_of(routed: Any, route_L: Tensor) -> Any:
-    """The static twin of a route, whose skipped layers are all routed ones."""
+def twin_of(routed: Any, route_L: Tensor, adapters: bool = True) -> Any:
+    """The static twin of a route, whose skipped layers are all routed ones; without ``adapters`` nothing is left."""
     twin = shared_copy(routed)
     skipped = (~route_L).nonzero()[:, 0].tolist()
     layers: Any = family_of(twin).decoder_layers(twin)
-    adapters = {index: AdapterLayer(layers[index]) for index in skipped}
+    remnants = {index: AdapterLayer(layers[index]) for index in skipped}
     revert(twin)
     number = 0
     for index, layer in enumerate(layers):
-        if index in adapters:
-            layers[index] = adapters[index]
+        if index in remnants:
+            layers[index] = remnants[index]
         else:
             layer.self_attn.layer_idx = number  # the cache asks its first layer how long the past is
             number += 1
+    if not adapters:
+        _forget(twin.config.get_text_config(decoder=True), layers, skipped)
     return twin
+
+
+def _forget(config: Any, layers: Any, skipped: Sequence[int]) -> None:
+    """Takes layers out of a decoder and out of what its configuration says of each."""
+    for index in reversed(skipped):
+        del layers[index]
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [kind for index, kind in enumerate(config.layer_types) if index not in skipped]
 
 
 def shared_copy(model: Any) -> Any:
