@@ -62,7 +62,7 @@ def evaluate(
     if tasks is not None:
         from routing_experts.cli.benchmarks import TaskOptions, evaluate_tasks
 
-        other = {"--data": data != "digits", "--images": images, "--questions": questions}
+        other = {"--data": data != "digits", "--images": images, "--questions": questions, "--seed": seed != 1000}
         refuse_beside("--tasks", other | {"--record-routes": record_routes, "--no-speed": not speed})
         options = TaskOptions(
             tasks=tasks,

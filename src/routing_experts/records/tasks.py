@@ -30,6 +30,7 @@ class SideScore(Entry):
         seconds_to_first: until a batch's first tokens.
         seconds_a_token: behind it, of batches that decoded more than one token; None without any.
         empty: answers without a word.
+        batch_sizes: that the samples were asked at; several where an earlier run's were kept.
     """
 
     side: str
@@ -42,6 +43,7 @@ class SideScore(Entry):
     seconds_to_first: Spread | None = None
     seconds_a_token: Spread | None = None
     empty: Count = 0
+    batch_sizes: list[Positive] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ def _scores(record: TaskScores) -> Grid:
     )
     if empty:
         note += f" {empty:,} answers were empty."
+    others = {size for score in record.scores for side in score.sides for size in side.batch_sizes}
+    if earlier := sorted(others - {record.batch_size}):
+        note += (
+            f" Some answers are kept from runs at batches of {', '.join(map(str, earlier))}, where the same weights "
+            "round otherwise; give another --log to ask all of them anew."
+        )
     columns = ("task", "metric", "side", "score", f"to {first}", "95 % interval", "skipped")
     return Grid("Tasks", columns, rows, num_texts=3, note=note)
 
@@ -44,7 +50,8 @@ def _times(record: TaskScores) -> Grid:
     )
     note = (
         "Medians over samples, with the middle half in brackets, of the batches that they were in; one side after the "
-        "other, so that a drift of the machine's speed falls on one of them. `roe bench` takes turns."
+        "other, so that a drift of the machine's speed falls on one of them; kept answers of other batch sizes or "
+        "devices do not count. `roe bench` takes turns."
     )
     columns = ("task", "side", "to the first token", "speed-up", "a token behind it", "speed-up")
     return Grid("Times", columns, rows, num_texts=2, note=note)

@@ -23,7 +23,8 @@ from routing_experts.reports import tasks_markdown
         ("mmvet", r"OPENAI_API_KEY is not set: its answers would be scored 0.*take roe_mmvet"),
         ("mmbench_en_dev", "take mmbench_en_dev_static"),
         ("mmvetv2", "OPENAI_API_KEY is not set.*leave it out"),
-        ("pope", r"task pope: its data cannot be loaded .*`hf download lmms-lab-encoder/POPE --repo-type dataset`"),
+        ("pope", r"pope: its data cannot be loaded .*`hf download (\S+/POPE) --repo-type dataset --local-dir \1`"),
+        ("mmbench_en", r"mmbench_en: its data cannot be loaded .*It needs lmms-lab(-encoder)?/MMBench"),
     ],
 )
 def test_a_task_that_cannot_be_asked_is_refused_before_anything_is_loaded(task, message, tmp_path, monkeypatch):
@@ -67,6 +68,30 @@ def test_sides_stand_beside_each_other(routed_folder, digits, tmp_path):
     assert "The difference" in table or "the difference on the same samples" in table
 
 
+def test_answers_of_another_batch_size_are_told_and_their_times_do_not_count(routed_folder, digits, tmp_path):
+    """Guards a speed-up of 64 rows against 8, where one side ran out of memory and was asked anew."""
+    plans = [Plan(("roe_digits",), (digits,), 12, size, tmp_path, tmp_path, {"device": "cpu"}) for size in (4, 6)]
+    first, again = (run_tasks(str(routed_folder), plan, sides_of(True, ())) for plan in plans)
+    for record, sizes in ((first, [4]), (again, [4])):
+        assert [side.batch_sizes for side in record.scores[0].sides] == [sizes, sizes]
+    assert first.scores[0].sides[1].seconds_to_first is not None
+    assert again.scores[0].sides[1].seconds_to_first is None
+    assert "kept from runs at batches of 4" in tasks_markdown(again)
+    assert "kept from" not in tasks_markdown(first)
+
+
+def test_what_a_scorer_raises_is_told_by_task_and_side(routed_folder, digits, tmp_path, monkeypatch):
+    """The answers are there already: the same command scores them once the scorer can run."""
+
+    def broken(*args, **kwargs):
+        raise OSError("java: not found")
+
+    monkeypatch.setattr("lmms_eval.evaluator.evaluate", broken)
+    plan = Plan(("roe_digits",), (digits,), 4, 4, tmp_path / "log", tmp_path, {"device": "cpu"})
+    with pytest.raises(EvaluationError, match="task roe_digits, dense: lmms-eval failed with OSError: java: not found"):
+        run_tasks(str(routed_folder), plan, sides_of(True, ()))
+
+
 def test_a_dense_model_has_one_side(digits, tmp_path):
     plan = Plan(("roe_digits",), (digits,), 16, 8, settings={"device": "cpu"}, output=tmp_path)
     record = run_tasks("pocket", plan, sides_of(False, ()))
@@ -104,6 +129,7 @@ def test_elements_are_whole_words(said, truth, share):
 
 WORKER = """
 import json, sys
+import torch
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 manager = TaskManager("ERROR", include_path=[sys.argv[1]], include_defaults=False)
@@ -114,7 +140,8 @@ found = simple_evaluate(
 if found is not None:
     value = found["results"]["roe_digits"]["exact_match,none"]
     routes = {s["doc_id"]: s["token_counts"][0]["route"] for s in found["samples"]["roe_digits"]}
-    print("FOUND", json.dumps([value, [routes[i] for i in sorted(routes)]]))
+    print("FOUND", json.dumps([value, [routes[i] for i in sorted(routes)]]), flush=True)
+torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
 """
 
 

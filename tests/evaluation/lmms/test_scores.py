@@ -1,5 +1,8 @@
 """What becomes of lmms-eval's results: differences only where samples have scores of the metric that is shown."""
 
+import math
+
+import numpy as np
 import pytest
 
 from routing_experts.errors import EvaluationError
@@ -12,6 +15,7 @@ COUNTS = {
     "decode_seconds": 0.6,
     "steps": 4,
     "batch_size": 2,
+    "asked_at": 2,
 }
 
 
@@ -92,6 +96,16 @@ def test_times_belong_to_the_batch_s_steps():
     side = score_of(results({"acc": 1.0}, [{"acc": 1.0}]), results({"acc": 1.0}, [{"acc": 1.0}]))["acc"].sides[0]
     assert side.seconds_a_token.median == pytest.approx(0.2)
     assert side.layer_skip_rates == [0, 0, 1, 0]
+
+
+def test_what_is_no_finite_number_is_no_score():
+    """Any library's numbers count; a metric that one side lacks is compared on none."""
+    samples = [{"acc": np.float32(1.0)}, {"acc": np.float32(0.0)}]
+    dense = results({"acc": np.float32(0.5), "f1": math.nan, "ok": True, "n": np.int64(2), "only": 1.0}, samples)
+    routed = results({"acc": np.float32(0.5), "f1": 0.3, "n": np.int64(2)}, samples)
+    found = score_of(dense, routed)
+    assert set(found) == {"acc", "n"}
+    assert found["acc"].sides[1].difference == 0
 
 
 def test_lower_may_be_better():

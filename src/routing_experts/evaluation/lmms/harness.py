@@ -10,18 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from routing_experts.errors import EvaluationError
+from routing_experts.errors import EvaluationError, RoutingExpertsError
 from routing_experts.evaluation.lmms.isolation import isolated
+from routing_experts.evaluation.lmms.judges import refuse_unjudged
+from routing_experts.evaluation.lmms.local_data import prepared_anew
 from routing_experts.evaluation.lmms.scores import task_scores
 from routing_experts.optional import need
 from routing_experts.records import TaskScores, environment
 
 OWN_TASKS = Path(__file__).parent / "tasks"
-JUDGED = {  # tasks with a judge, and what needs none in their place
-    "mmvet": "roe_mmvet",
-    "mmbench_en_dev": "mmbench_en_dev_static",
-    **dict.fromkeys(("mmvetv2", "mmbench_cn_dev", "llava_in_the_wild", "hallusion_bench_image"), ""),
-}
+WRITTEN = "written"  # what tasks write themselves
 REFUSED_TYPES = ("generate_until_multi_round", "generate_until_agentic", "generate_visual_cot")
 LIKELIHOOD_TYPES = ("loglikelihood", "multiple_choice")
 DENSE, ROUTED, STATIC = "dense", "routed", "static"
@@ -38,6 +36,11 @@ class Side:
 
     name: str
     settings: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Its name, for a folder."""
+        return self.name.replace(", ", "-").replace(" %", "")
 
 
 def sides_of(is_routed: bool, skip_ratios: Sequence[float], is_static: bool = False) -> list[Side]:
@@ -60,7 +63,8 @@ class Plan:
         limit: samples a task; None for all.
         batch_size: samples asked at a time.
         log: a folder for finished samples.
-        output: a folder for what tasks write themselves, such as answers for a benchmark's server.
+        output: a folder for what tasks write themselves, such as answers for a benchmark's server: they lie in
+            ``written``, a folder a side.
         settings: ``ChatModel``'s, shared by all sides.
     """
 
@@ -95,8 +99,10 @@ def run_tasks(folder: str, plan: Plan, sides: Sequence[Side]) -> TaskScores:
     with isolated():
         manager = _manager(plan.include)
         _refuse_unknown(manager, plan.tasks)
-        kinds = {name: _kinds_of(manager, name) for name in plan.tasks}  # before a model is loaded
-        found = {side.name: [_run(folder, plan, side, manager, *one) for one in kinds.items()] for side in sides}
+        sets = {path for name in plan.tasks for path in _datasets_of(manager, name)}
+        with prepared_anew([Path(path) for path in sorted(sets) if Path(path).is_dir()]):
+            kinds = {name: _kinds_of(manager, name) for name in plan.tasks}  # before a model is loaded
+            found = {side.name: [_run(folder, plan, side, manager, *one) for one in kinds.items()] for side in sides}
     scores, num_layers = task_scores(found)
     return TaskScores(
         model=Path(folder).name if Path(folder).exists() else folder,
@@ -141,41 +147,34 @@ def _kinds_of(manager: Any, name: str) -> set[str]:
     from lmms_eval.tasks import get_task_dict
 
     try:
-        _refuse_unjudged(name)  # before data is fetched
+        refuse_unjudged(name, ())  # before data is fetched
         leaves = dict(_leaves(get_task_dict([name], manager, "simple")))
     except EvaluationError:
         raise
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise EvaluationError(
-            f"task {name} needs the package {error.name}, which is not installed. Run: pip install {error.name}"
+            f"task {name} needs the module {error.name}, which is not installed. Install the package that has it; "
+            "lmms-eval's own page of the task names it."
         ) from error
     except Exception as error:  # whatever datasets, the hub or the task's own code raises: it is told, not swallowed
         cause = _root(error)
         sets = _datasets_of(manager, name)
         remedy = "See its YAML for what it needs."
         if sets:
+            loads = "; ".join(f"hf download {one} --repo-type dataset --local-dir {one}" for one in sets)
             remedy = (
-                f"It needs {', '.join(sets)}. On a machine with a connection run `hf download {sets[0]} --repo-type "
-                "dataset`, or put its files into a folder of that name here."
+                f"It needs {', '.join(sets)}, from the hub or as a folder of that name where the command runs. On a "
+                f"machine with a connection run `{loads}`, and bring it here."
             )
         raise EvaluationError(
             f"task {name}: its data cannot be loaded ({type(cause).__name__}: {cause}). {remedy}"
         ) from error
-    for leaf in leaves:
-        _refuse_unjudged(leaf)
+    for leaf, task in leaves.items():
+        refuse_unjudged(leaf, filter(callable, (task.config.process_results, *task.aggregation().values())))
     kinds = {task.OUTPUT_TYPE for task in leaves.values()}
     if refused := sorted(kinds & set(REFUSED_TYPES)):
         raise EvaluationError(f"task {name} asks in a way that is not supported here ({refused[0]}). Leave it out.")
     return kinds
-
-
-def _refuse_unjudged(name: str) -> None:
-    if name in JUDGED and not any(os.environ.get(key) for key in ("OPENAI_API_KEY", "AZURE_API_KEY")):
-        instead = f"take {JUDGED[name]}, which needs no judge" if JUDGED[name] else "leave it out"
-        raise EvaluationError(
-            f"task {name!r} is graded by a judge over the network, and OPENAI_API_KEY is not set: its answers would be "
-            f"scored 0. Set the key, or {instead}."
-        )
 
 
 def _root(error: BaseException) -> BaseException:
@@ -189,11 +188,15 @@ def _datasets_of(manager: Any, name: str) -> list[str]:
     from lmms_eval.utils import load_yaml_config
 
     entry = manager.task_index[name]
-    if entry["type"] == "task":
-        found = load_yaml_config(entry["yaml_path"], mode="simple").get("dataset_path")  # without the task's code
-        return [found] if found else []
-    inner = entry["task"] if isinstance(entry.get("task"), list) else []
-    return sorted({path for one in inner if isinstance(one, str) for path in _datasets_of(manager, one)})
+    inner = entry.get("task")
+    if entry.get("yaml_path") and not isinstance(inner, list):  # a tag has no file, and knows its tasks
+        config = load_yaml_config(entry["yaml_path"], mode="simple")  # without the task's code
+        if entry["type"] == "task":
+            return [config["dataset_path"]] if config.get("dataset_path") else []
+        inner = config.get("task")
+    names = [one if isinstance(one, str) else one.get("task") for one in inner or ()]
+    known = {one for one in names if isinstance(one, str) and one in manager.task_index}
+    return sorted({path for one in known for path in _datasets_of(manager, one)})
 
 
 def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str, kinds: set[str]) -> dict[str, Any]:
@@ -203,20 +206,31 @@ def _run(folder: str, plan: Plan, side: Side, manager: Any, name: str, kinds: se
     from routing_experts.evaluation.lmms.model import ChatModel, SimpleModel
 
     kind = SimpleModel if kinds & set(LIKELIHOOD_TYPES) else ChatModel
-    log = None if plan.log is None else str(plan.log / side.name.replace(", ", "-").replace(" %", ""))
+    log = None if plan.log is None else str(plan.log / side.folder)
     settings = {**(plan.settings or {}), **side.settings}
     model = kind(folder, batch_size=plan.batch_size, log=log, **settings)
-    return simple_evaluate(
-        model=model,
-        tasks=[name],
-        task_manager=manager,
-        limit=plan.limit,
-        batch_size=plan.batch_size,
-        bootstrap_iters=0,
-        log_samples=True,
-        verbosity="ERROR",
-        cli_args=SimpleNamespace(output_path=str(plan.output), process_with_media=False, reasoning_tags=None),
-    )
+    written = plan.output / WRITTEN / side.folder  # one side's answers for a server are not another's
+    try:
+        return simple_evaluate(
+            model=model,
+            tasks=[name],
+            task_manager=manager,
+            limit=plan.limit,
+            batch_size=plan.batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
+            verbosity="ERROR",
+            cli_args=SimpleNamespace(output_path=str(written), process_with_media=False, reasoning_tags=None),
+        )
+    except RoutingExpertsError:
+        raise
+    except Exception as error:  # a scorer's, told with what it was at
+        cause = _root(error)
+        kept = "" if log is None else f" Its answers are kept in {log}."
+        raise EvaluationError(
+            f"task {name}, {side.name}: lmms-eval failed with {type(cause).__name__}: {cause}.{kept} If a package or a "
+            "program is missing, install it and give the same command again."
+        ) from error
 
 
 def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,8 @@
 """The model that lmms-eval asks: batches of prompts through a routed (or, to compare, a dense) model."""
 
-import hashlib
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
@@ -21,30 +22,35 @@ from routing_experts.data.records import Record
 from routing_experts.errors import EvaluationError, RoutingExpertsError
 from routing_experts.evaluation.likelihood import likelihoods
 from routing_experts.evaluation.lmms.kept import SampleLog, key_of
+from routing_experts.evaluation.lmms.loading import identity, load_model, prompt_format_of
 from routing_experts.evaluation.lmms.samples import Asked, by_answer, by_context, by_messages
 from routing_experts.inference.generate import answer
-from routing_experts.models.checkpoint import fingerprint
-from routing_experts.models.convert import is_routed
 from routing_experts.models.device import pick_device
-from routing_experts.models.load import check_processor, from_pretrained, is_routed_folder, load_base, load_processor
-from routing_experts.models.options import RoutingOptions, bias_rows, settle
+from routing_experts.models.options import RoutingOptions
 from routing_experts.records import as_bits
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SILENT = 4  # empty answers of a task and nothing else: fewer may be chance
+TIMES = ("seconds_to_first", "decode_seconds", "steps")
 
 
 @contextmanager
 def failing_commands() -> Iterator[None]:
-    """Under lmms-eval's command, which logs any exception and ends as if all were well, ends the process itself."""
+    """Under lmms-eval's command, which logs any exception and ends as if all were well, ends the process itself.
+
+    A launcher then ends the other processes, which would wait for this one.
+    """
     try:
         yield
-    except RoutingExpertsError as error:
+    except Exception as error:
         command = Path(sys.argv[0])
-        if command.name == "lmms-eval" or command.parts[-2:] == ("lmms_eval", "__main__.py"):
-            sys.exit(f"error: {error}")
-        raise
+        if command.name != "lmms-eval" and command.parts[-2:] != ("lmms_eval", "__main__.py"):
+            raise
+        if not isinstance(error, RoutingExpertsError):  # nobody's mistake but ours, or a wrong argument
+            traceback.print_exc()
+        sys.exit(f"error: {error}")
 
 
 @dataclass
@@ -56,6 +62,7 @@ class RoutedCounts(TokenCounts):
         skip_rate: the share of all decoder layers that was skipped.
         seconds_to_first, decode_seconds: of the batch that the sample was in, until its first tokens and from there.
         batch_size: of that batch.
+        asked_at: the samples that the run asked at a time: its last batch may be smaller.
         steps: the tokens of its longest answer, which its decoding time belongs to.
     """
 
@@ -64,11 +71,12 @@ class RoutedCounts(TokenCounts):
     seconds_to_first: float | None = None
     decode_seconds: float | None = None
     batch_size: int = 1
+    asked_at: int = 1
     steps: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it that there is: a likelihood has no first token."""
-        own = ("route", "skip_rate", "seconds_to_first", "decode_seconds", "batch_size", "steps")
+        own = ("route", "skip_rate", "seconds_to_first", "decode_seconds", "batch_size", "asked_at", "steps")
         told = {name: getattr(self, name) for name in own}
         return super().to_dict() | {name: value for name, value in told.items() if value is not None}
 
@@ -117,24 +125,23 @@ class ChatModel(lmms):
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise EvaluationError(f"batch_size={batch_size!r}: a count of at least 1. Found sizes are not offered.")
+        if not str(max_frames).isdigit() or int(max_frames) < 1:
+            raise EvaluationError(f"max_frames={max_frames!r}: a video is shown as at least 1 picture.")
         if dtype not in DTYPES:
             raise EvaluationError(f"dtype={dtype!r}: it must be one of {', '.join(DTYPES)}.")
         self.batch_size, self.max_frames = int(batch_size), int(max_frames)
         self.options = RoutingOptions(skip_ratio=skip_ratio, keep_bias=keep_bias)
-        self.accelerator = Accelerator(cpu=str(device) == "cpu")
+        # lmms-eval's command has made one already, which no other may contradict.
+        self.accelerator = Accelerator(cpu=str(device) == "cpu" and not is_initialized())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         several = self._world_size > 1
         self.device = self.accelerator.device if several else pick_device(device or "auto")
-        self.model, self.processor = _load(pretrained, dense, base, dtype, self.options)
+        self.model, self.processor = load_model(pretrained, dense, base, dtype, self.options)
         self.model.to(self.device).eval()
-        self.prompt_format = _prompt_format(self.model, prompt_format)
+        self.prompt_format = prompt_format_of(self.model, prompt_format)
         self._stopping: dict[tuple[str, ...], StoppingCriteriaList] = {}
-        asked_as = {
-            "model": fingerprint(self.model, parts=True),
-            "keep_bias": _settled_bias(self.model, self.options),
-            "dtype": str(self.model.dtype),
+        asked_as = identity(self.model, self.processor, self.options) | {
             "prompt_format": self.prompt_format,
-            "template": _hash(str(getattr(self.processor, "chat_template", ""))),
             "max_frames": self.max_frames,
         }
         self.log = SampleLog(None if log is None else Path(log), asked_as, self._rank)
@@ -143,7 +150,7 @@ class ChatModel(lmms):
         """Answers, each with its route and times.
 
         Raises:
-            EvaluationError: naming the sample that could not be answered; those before it are kept.
+            EvaluationError: naming the sample that could not be answered; those before it are kept, if a log is.
         """
         read = by_context if self.is_simple else by_messages
         with failing_commands():
@@ -154,15 +161,20 @@ class ChatModel(lmms):
         return [GenerationResult(line["text"], _counts(line)) for line in lines]
 
     def _refuse_silence(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Single empty answers are answers; nothing else is a model that was asked wrongly."""
-        empty = [line["id"] for line in lines if not line["text"]]
-        if empty and len(empty) == len(lines):
-            raise EvaluationError(
-                f"all {len(empty)} answers are empty, {empty[0]}'s among them: the model closes its answer at once. "
-                "Ask it as it was trained (its prompt format), and check its processor's chat template."
-            )
-        if empty:
-            logger.warning("%s of %s answers are empty: %s …", len(empty), len(lines), ", ".join(empty[:3]))
+        """Single empty answers are answers; a task of nothing else is a model that was asked wrongly."""
+        by_task: dict[str, list[dict[str, Any]]] = {}
+        for line in lines:
+            by_task.setdefault(line["id"].split("/")[0], []).append(line)
+        for task, its in by_task.items():
+            empty = [line["id"] for line in its if not line["text"]]
+            if len(empty) == len(its) >= SILENT:
+                raise EvaluationError(
+                    f"all {len(empty)} answers to {task} are empty, {empty[0]}'s among them: the model closes its "
+                    "answer at once. Ask it as it was trained (its prompt format), and check its processor's chat "
+                    "template."
+                )
+            if empty:
+                logger.warning("%s of %s answers are empty: %s …", len(empty), len(its), ", ".join(empty[:3]))
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """The mean loss of an answer's tokens (lmms-eval takes the lowest), and whether it is the likeliest.
@@ -179,54 +191,71 @@ class ChatModel(lmms):
         Raises:
             EvaluationError: always.
         """
-        raise EvaluationError(
-            f"task {requests[0].task_name} asks in several rounds, which is not supported here. Leave it out."
-        )
+        with failing_commands():
+            raise EvaluationError(
+                f"task {requests[0].task_name} asks in several rounds, which is not supported here. Leave it out."
+            )
 
     def _lines(self, asked: Sequence[Asked], work: Any) -> list[dict[str, Any]]:
         """A finished sample for each request, in order; what the log has is not asked again."""
         found: dict[int, dict[str, Any]] = {}
         bar = tqdm(total=len(asked), disable=self._rank != 0, desc="asking")
+        now = {"asked_at": self.batch_size, "device": self.device.type}
         for places in _batches(asked, self.batch_size):
-            todo: list[int] = []
-            records: dict[int, Record] = {}
-            keys: dict[int, str] = {}
-            for place in places:
-                records[place], keys[place] = _read(asked[place], self.log.is_kept)
-                if (kept := self.log.get(asked[place], keys[place])) is not None:
-                    found[place] = kept
-                else:
-                    todo.append(place)
-            lines = self._try(work, asked[places[0]], [records[place] for place in todo]) if todo else []
-            for place, line in zip(todo, lines, strict=True):
-                found[place] = {"id": asked[place].id, "key": keys[place], **line}
+            todo, broken = self._read(asked, places, now, found)
+            records = [record for _, record, _ in todo]
+            lines = self._answered(work, asked[places[0]], records) if todo else iter(())
+            for (place, _, key), line in zip(todo, lines, strict=True):
+                found[place] = {"id": asked[place].id, "key": key, **now, **line}
                 self.log.add(found[place])
+            if broken is not None:
+                raise broken
             bar.update(len(places))
         bar.close()
         return [found[place] for place in range(len(asked))]
 
-    def _try(self, work: Any, asked: Asked, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """A batch's lines; if it fails, its samples are asked alone to find which one does."""
+    def _read(
+        self, asked: Sequence[Asked], places: Sequence[int], now: dict[str, Any], found: dict[int, dict[str, Any]]
+    ) -> tuple[list[tuple[int, Record, str]], EvaluationError | None]:
+        """Which of a batch's samples have to be asked, with their keys, up to one that cannot be read.
+
+        What the log has goes into ``found``, its times only where it was asked as it would be now.
+        """
+        todo: list[tuple[int, Record, str]] = []
+        for place in places:
+            try:
+                record, key = _read(asked[place], self.log.is_kept)
+            except EvaluationError as error:
+                return todo, error
+            kept = self.log.get(asked[place], key)
+            if kept is None:
+                todo.append((place, record, key))
+            elif now.items() <= kept.items():
+                found[place] = kept
+            else:
+                found[place] = {name: value for name, value in kept.items() if name not in TIMES}
+        return todo, None
+
+    def _answered(self, work: Any, asked: Asked, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+        """A batch's lines; if it fails, its samples are asked alone, as they come, to find which one does."""
+        ids = f"samples {records[0].id} to {records[-1].id}"
         try:
-            return list(work(asked, records))
+            yield from list(work(asked, records))
         except torch.OutOfMemoryError as error:
             raise EvaluationError(
-                f"out of memory with samples {records[0].id} to {records[-1].id} ({error}). Lower batch_size: finished "
-                "samples are kept if log=… names a folder."
+                f"out of memory with {ids} ({error}). Lower batch_size: finished samples are kept if log=… names a "
+                "folder."
             ) from error
-        except (RoutingExpertsError, RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
+        except Exception as error:  # told by the sample's name, whatever it is
             if "CUDA error" in str(error):  # nothing runs after it, so nobody can tell whose it is
-                raise EvaluationError(
-                    f"samples {records[0].id} to {records[-1].id} could not be answered: {error}"
-                ) from error
+                raise EvaluationError(f"{ids} could not be answered: {error}") from error
             if len(records) == 1:
-                raise EvaluationError(f"sample {records[0].id} could not be answered: {error}") from error
-        for record in records:
-            self._try(work, asked, [record])
-        raise EvaluationError(
-            f"samples {records[0].id} to {records[-1].id} could not be answered together, though each can alone. Lower "
-            "batch_size."
-        )
+                raise EvaluationError(f"sample {records[0].id} could not be answered: {_told(error)}") from error
+            for record in records:
+                yield from self._answered(work, asked, [record])
+            raise EvaluationError(
+                f"{ids} could not be answered together ({_told(error)}), though each can alone. Lower batch_size."
+            ) from error
 
     def _generate(self, asked: Asked, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
         settings = dict(asked.generation)
@@ -257,63 +286,10 @@ class ChatModel(lmms):
             yield {"loss": one.loss, "is_greedy": one.is_greedy, **_route(one.route, len(records))}
 
 
-def _settled_bias(model: Any, options: RoutingOptions) -> float | str | None:
-    """What the options come to for a model, which refuses here and not at some sample what it cannot do."""
-    if not is_routed(model):
-        return None
-    settled = settle(options, model.roe_config, model.config.get_text_config(decoder=True).num_hidden_layers)
-    return "a fixed route" if settled.keep_bias is None else repr(bias_rows(settled.keep_bias, 1).item())
-
-
-def _prompt_format(model: Any, wanted: str | None) -> str:
-    if not is_routed(model):
-        return wanted or "chat_template"
-    own: str = model.roe_config.prompt_format
-    if wanted not in (None, own):
-        raise EvaluationError(f"prompt_format={wanted!r}: the model was trained on {own}. Leave it out.")
-    return own
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 class SimpleModel(ChatModel):
     """The same for tasks that hand over a text and pictures; the only way to compare likelihoods (--force_simple)."""
 
     is_simple = True
-
-
-def _load(pretrained: str, dense: bool, base: str | None, dtype: str, options: RoutingOptions) -> tuple[Any, Any]:
-    """The model and its processor.
-
-    Raises:
-        EvaluationError: if the folder is not routed and nobody said so.
-    """
-    run = Path(pretrained) / "model"
-    source = str(run) if run.is_dir() else pretrained
-    kwargs = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
-    if is_routed_folder(source):
-        if dense:
-            raise EvaluationError(
-                f"{pretrained} is routed, but dense=True was given: to run all of its layers give skip_ratio=0, or the "
-                "folder of the model that it was made from."
-            )
-        model = from_pretrained(source, base=base, **kwargs)
-    else:
-        if not dense:
-            raise EvaluationError(
-                f"{pretrained} has no RoE parts: it would run all its layers for every sample. Give the folder of a "
-                "routed model, or dense=True to measure a model without routes."
-            )
-        if options != RoutingOptions():
-            raise EvaluationError(
-                "skip_ratio or keep_bias with dense=True: a dense model has no routers. Leave it out."
-            )
-        model = load_base(source, **kwargs)
-    processor = load_processor(source, base)
-    check_processor(model, processor)
-    return model, processor
 
 
 def _batches(asked: Sequence[Asked], size: int) -> Iterator[list[int]]:
@@ -334,11 +310,16 @@ def _read(asked: Asked, is_kept: bool) -> tuple[Record, str]:
         return record, key_of(record, asked) if is_kept else ""
     except RoutingExpertsError as error:
         raise EvaluationError(f"sample {asked.id} cannot be read: {error}") from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # a task's code, its data or a decoder of pictures: told by the sample's name
         raise EvaluationError(
             f"sample {asked.id} cannot be read ({type(error).__name__}: {error}): its task's data may be damaged, or "
             "of another version than the task expects. Mend the data; finished samples are kept."
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """Our own messages as they are, others with their kind: some say nothing without it."""
+    return str(error) if isinstance(error, RoutingExpertsError) else f"{type(error).__name__}: {error}"
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
@@ -360,5 +341,6 @@ def _counts(line: dict[str, Any]) -> RoutedCounts:
         seconds_to_first=line.get("seconds_to_first"),
         decode_seconds=line.get("decode_seconds"),
         steps=line.get("steps"),
+        asked_at=line.get("asked_at", line["batch_size"]),  # older logs do not say
         **{name: line[name] for name in ("route", "skip_rate", "batch_size")},
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,15 @@ def task_scores(found: Mapping[str, Sequence[Results]]) -> tuple[list[TaskScore]
     for place, results in enumerate(found[first]):
         for task in results["samples"]:
             by_side = {side: runs[place] for side, runs in found.items()}
-            scores += [_score(task, metric, by_side) for metric in _metrics(results, task)]
+            told = [_metrics(one, task) for one in by_side.values()]
+            shared = [metric for metric in told[0] if all(metric in other for other in told)]
+            scores += [_score(task, metric, by_side) for metric in shared]
     lengths = {len(route) for runs in found.values() for one in runs for route in _routes(one)}
     if not scores or len(lengths) != 1:
-        raise EvaluationError("no task gave a score that is a number: there is nothing to compare. Choose other tasks.")
+        raise EvaluationError(
+            "no task gave every side a score that is a number: there is nothing to compare. Answers for a benchmark's "
+            "server, if it takes some, lie beside the samples; for a table choose other tasks."
+        )
     return scores, lengths.pop()
 
 
@@ -39,8 +45,13 @@ def _metrics(results: Results, task: str) -> list[str]:
     return [
         name
         for name, value in results["results"][task].items()
-        if "," in name and "_stderr" not in name and isinstance(value, int | float) and not isinstance(value, bool)
+        if "," in name and "_stderr" not in name and _is_number(value)
     ]
+
+
+def _is_number(value: Any) -> bool:
+    """Any library's; what is no finite number is no score."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _score(task: str, name: str, by_side: Mapping[str, Results]) -> TaskScore:
@@ -92,6 +103,7 @@ def _side(side: str, value: float, samples: Sequence[Mapping[str, Any]], differe
         seconds_to_first=_spread([c["seconds_to_first"] for c in told if "seconds_to_first" in c]),
         seconds_a_token=_spread([c["decode_seconds"] / (c["steps"] - 1) for c in told if c.get("steps", 0) > 1]),
         empty=sum(not str(answer).strip() for sample in samples for answer in sample["filtered_resps"]),
+        batch_sizes=sorted({counts["asked_at"] for counts in told}),
     )
 
 
@@ -117,7 +129,7 @@ def _score_of(value: Any) -> float | None:
     if isinstance(value, Mapping) and "score" not in value and {"pred", "answer"} <= value.keys():  # SEED-Bench
         return float(str(value["pred"]).strip().casefold() == str(value["answer"]).strip().casefold())
     value = value.get("score") if isinstance(value, Mapping) else value
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _routes(results: Results) -> list[str]:
