@@ -7,7 +7,7 @@ from typing import Any
 from quoted import RESULTS, block_of, page_of, record_of
 
 from routing_experts.records import BenchRecord, Results, StudyRecord
-from routing_experts.reports import bench_markdown, results_markdown, study_markdown
+from routing_experts.reports import bench_markdown, front_markdown, results_markdown, study_markdown
 
 
 def test_readme_table_is_the_record():
@@ -17,6 +17,17 @@ def test_readme_table_is_the_record():
 def test_the_study_s_tables_are_the_record() -> None:
     """Guards docs/studies.md against numbers that no study measured."""
     assert block_of("docs/studies.md", "study") == study_markdown(StudyRecord.load(RESULTS / "study.json")).strip()
+
+
+def test_the_front_s_tables_are_the_record() -> None:
+    """Guards docs/studies.md, and the bar: at three tenths of the layers at most a point is lost, to either dense."""
+    study = StudyRecord.load(RESULTS / "front.json")
+    assert block_of("docs/studies.md", "front") == front_markdown(study).strip()
+    assert not study.environment["commit"].endswith("-dirty")
+    own = mean(run.accuracy for run in study.reference_runs[0.3])
+    dense = next(one for one in study.contrasts if (one.second, one.wanted) == ("dense", 0.3))
+    assert study.base_accuracy - own <= 0.01
+    assert -dense.difference <= 0.01
 
 
 def test_readme_quotes_the_install_record() -> None:

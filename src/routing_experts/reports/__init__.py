@@ -6,7 +6,7 @@ from routing_experts.reports.folder import write_folder_report
 from routing_experts.reports.html import write_report
 from routing_experts.reports.progress import ProgressPage
 from routing_experts.reports.static import print_static
-from routing_experts.reports.study import print_study, study_markdown, write_study_report
+from routing_experts.reports.study import front_markdown, print_study, study_markdown, write_study_report
 from routing_experts.reports.study_data import reference_run
 from routing_experts.reports.summary import calibration_line
 from routing_experts.reports.table import print_budget, print_results, results_markdown
@@ -16,6 +16,7 @@ __all__ = [
     "ProgressPage",
     "bench_markdown",
     "calibration_line",
+    "front_markdown",
     "print_bench",
     "print_budget",
     "print_results",

@@ -72,6 +72,12 @@ def study_markdown(study: StudyRecord) -> str:
     return grids_markdown(study_grids(study))
 
 
+def front_markdown(study: StudyRecord) -> str:
+    """The main table by rate as Markdown, and what the paper says."""
+    claims = claims_grid(study)
+    return grids_markdown([*rate_grids(study), *([claims] if claims else [])])
+
+
 def front_grids(study: StudyRecord) -> list[Grid]:
     """The main table by rate, what the paper says, the reference by task, its routes beside the authors'."""
     run = reference_run(study)
