@@ -19,6 +19,7 @@ from routing_experts.studies import contest as contest_module
 from routing_experts.studies.contest import Contest
 from routing_experts.studies.gallery import write_wins_and_losses
 from routing_experts.studies.jobs import Job
+from routing_experts.studies.ledger import Ledger
 from routing_experts.studies.plan import load_study
 from routing_experts.studies.speed import _model_of
 from routing_experts.studies.work import work_on
@@ -238,6 +239,16 @@ def test_a_record_is_not_written_over_by_a_plan_of_fewer_runs(roe, folder, tmp_p
     assert code == 1
     assert "1 runs that the plan does not name, such as exit at 25.0%, seed 0" in " ".join(complaint.split())
     assert record.read_text() == (folder / "record.json").read_text()
+
+
+def test_what_another_process_wrote_since_is_kept(folder, tmp_path):
+    """Guards two sittings with folders of their own that write one record."""
+    contest = little_contest(folder)
+    contest.output, record = tmp_path / "runs", tmp_path / "record.json"
+    ledger = Ledger("little", contest, record)
+    shutil.copy(folder / "record.json", record)
+    assert {run.arm for run in ledger.write().runs} == set(PLAN["arms"])
+    assert {run.arm for run in StudyRecord.load(record).runs} == set(PLAN["arms"])
 
 
 def test_records_without_settings_are_held_to_their_steps(roe, folder, tmp_path):
