@@ -24,7 +24,8 @@ def front_drawing(study: StudyRecord, figures: Path) -> Drawing:
         figures,
         "Accuracy against work left out",
         partial(draw_front, study, fronts) if fronts else None,
-        "A line an arm at the mean of its seeds, a band from the worst to the best. Up and to the right is better.",
+        "A line an arm at the mean of its seeds, a band from the worst to the best. Up and to the right is better. "
+        "What falls far below the base runs off the figure; the tables have it.",
         "Not drawn: nothing that saves work has run.",
         "; ".join(
             f"{arm}: " + ", ".join(f"{percent(mean(p.accuracies))} at {percent(p.skip_rate)}" for p in front)
