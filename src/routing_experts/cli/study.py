@@ -61,7 +61,7 @@ def study(
         print_json(record.to_dict(), say)
     else:
         print_study(record, say.results)
-    for path in dict.fromkeys((ledger.folder_record, ledger.kept or ledger.folder_record)):
+    for path in ledger.paths:
         console.print(f"study: {path}")
     if left := sum(contest.found(job) is None for job in jobs):
         console.print(f"{left} of {len(jobs)} runs are left: give the same command again.")

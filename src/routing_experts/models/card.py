@@ -75,10 +75,7 @@ def _body(base: str, config: RoEConfig, results: Results | None, license_told: s
         "This model decides for every request which of its decoder layers to run. A skipped layer is replaced by a "
         "low-rank adapter and keeps no keys or values (Routing Experts: Wu et al., ICLR 2025, arXiv 2407.14093).",
         "",
-        "| | |",
-        "|---|---|",
-        f"| base model | {base} |",
-        f"| license | {license_told} |",
+        *_facts(base, license_told),
         f"| target of training | {config.target_skip_ratio:.0%} of the routed layers skipped |",
         f"| gate | {config.gate} |",
         f"| keep bias | {config.keep_bias:+.3f} |",
@@ -93,6 +90,11 @@ def _body(base: str, config: RoEConfig, results: Results | None, license_told: s
     ]
 
 
+def _facts(base: str, license_told: str) -> list[str]:
+    """How the table begins."""
+    return ["| | |", "|---|---|", f"| base model | {base} |", f"| license | {license_told} |"]
+
+
 def _static_body(base: str, config: RoEConfig, static: StaticExport | None, license_told: str) -> list[str]:
     dropped = ", ".join(map(str, config.routed_layers or ()))
     return [
@@ -102,10 +104,7 @@ def _static_body(base: str, config: RoEConfig, static: StaticExport | None, lice
         "its place. They were chosen by what a routed model skipped (Routing Experts: Wu et al., ICLR 2025, arXiv "
         "2407.14093). Nothing is decided any more, and how much is skipped cannot be changed.",
         "",
-        "| | |",
-        "|---|---|",
-        f"| base model | {base} |",
-        f"| license | {license_told} |",
+        *_facts(base, license_told),
         *(_static_scores(static) if static is not None else ["| scores | not evaluated yet |"]),
         "",
         *_LOADING,

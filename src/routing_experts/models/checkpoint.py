@@ -49,10 +49,15 @@ def fingerprint(model: Any, parts: bool = False) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parts or not is_roe_key(name):
-            values = parameter.detach().flatten()
-            sample = values[:: max(1, len(values) // _SAMPLES)]
-            digest.update(sample.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+            sample = some_values(parameter).to("cpu", torch.bfloat16)
+            digest.update(sample.contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def some_values(parameter: Tensor) -> Tensor:
+    """Values from all over a parameter, few enough to hash."""
+    values = parameter.detach().flatten()
+    return values[:: max(1, len(values) // _SAMPLES)]
 
 
 def save_routed(

@@ -74,15 +74,18 @@ def study_markdown(study: StudyRecord) -> str:
 
 def front_markdown(study: StudyRecord) -> str:
     """The main table by rate as Markdown, and what the paper says."""
-    claims = claims_grid(study)
-    return grids_markdown([*rate_grids(study), *([claims] if claims else [])])
+    return grids_markdown(_there(*rate_grids(study), claims_grid(study)))
 
 
 def front_grids(study: StudyRecord) -> list[Grid]:
     """The main table by rate, what the paper says, the reference by task, its routes beside the authors'."""
     run = reference_run(study)
-    others = (claims_grid(study), task_grid(study), routes_grid(study, run) if run else None)
-    return [*rate_grids(study), *(grid for grid in others if grid is not None)]
+    routes = routes_grid(study, run) if run else None
+    return _there(*rate_grids(study), claims_grid(study), task_grid(study), routes)
+
+
+def _there(*grids: Grid | None) -> list[Grid]:
+    return [grid for grid in grids if grid is not None]
 
 
 def write_study_report(folder: Path) -> Path:

@@ -65,8 +65,8 @@ class Contest:
             ConfigError: if one of them is none of the plan's: whoever writes the record anew would lose it.
         """
         self._record = record
-        runs = {Job(run.arm, run.wanted, run.seed): run for run in record.runs}
-        strange = [job.name for job in runs if job not in jobs_of(self.study)]
+        runs, planned = {Job(run.arm, run.wanted, run.seed): run for run in record.runs}, set(jobs_of(self.study))
+        strange = [job.name for job in runs if job not in planned]
         if strange:
             raise ConfigError(
                 f"the record holds {len(strange)} runs that the plan does not name, such as {strange[0]}: they would "

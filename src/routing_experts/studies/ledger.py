@@ -23,9 +23,10 @@ class Ledger:
         self._read()
 
     @property
-    def folder_record(self) -> Path:
-        """Where reports look for it."""
-        return self.contest.output / STUDY_NAME
+    def paths(self) -> list[Path]:
+        """Where the record lies; reports look for the first."""
+        own = self.contest.output / STUDY_NAME
+        return [own] if self.kept is None else [own, self.kept]
 
     def _read(self) -> None:
         if self.kept is not None and self.kept.is_file():
@@ -36,7 +37,7 @@ class Ledger:
         self._read()
         runs = [found for job in jobs_of(self.contest.study) if (found := self.contest.found(job)) is not None]
         record = study_record(self.name, self.contest, runs, speeds)
-        for path in (self.folder_record, self.kept):
-            if path is not None:
-                save_json(path, record.to_dict())
+        values = record.to_dict()
+        for path in self.paths:
+            save_json(path, values)
         return record

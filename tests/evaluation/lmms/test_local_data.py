@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import datasets
-import pytest
 from datasets import load_dataset
 
 from routing_experts.evaluation.lmms.local_data import contents_of, prepared_anew
@@ -55,8 +54,7 @@ def test_what_did_not_change_is_prepared_once(tmp_path, monkeypatch):
         assert first == datasets.config.HF_DATASETS_CACHE
 
 
-@pytest.mark.parametrize("folders", [[]])
-def test_without_local_folders_nothing_is_changed(folders):
+def test_without_local_folders_nothing_is_changed():
     before = datasets.config.HF_DATASETS_CACHE
-    with prepared_anew(folders):
+    with prepared_anew([]):
         assert before == datasets.config.HF_DATASETS_CACHE

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from routing_experts.errors import EvaluationError
-from routing_experts.models.checkpoint import fingerprint
+from routing_experts.models.checkpoint import fingerprint, some_values
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import check_processor, from_pretrained, is_routed_folder, load_base, load_processor
 from routing_experts.models.options import RoutingOptions, bias_rows, settle
-
-SAMPLED = 64  # values of a quantised parameter that its hash looks at
 
 
 def load_model(pretrained: str, dense: bool, base: str | None, dtype: str, options: RoutingOptions) -> tuple[Any, Any]:
@@ -93,9 +91,8 @@ def _quantised(model: Any) -> str:
     """A hash of packed weights, which have no values of their own to compare with other precisions."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().flatten()
-        some = values[:: max(1, len(values) // SAMPLED)].cpu().contiguous()
-        digest.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
+        packed = some_values(parameter).cpu().contiguous().view(torch.uint8)
+        digest.update(name.encode() + packed.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
