@@ -13,13 +13,15 @@ from routing_experts.studies.plan import Study
 from routing_experts.training.folder import RunFolder
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 
-UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps")  # nothing that tells arms apart
+# Nothing that tells arms apart; a step's records are told, not the batches that they are divided into.
+DIVIDED = ("training.batch_size", "training.accumulation", "training.records_a_step")
+UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps", *DIVIDED)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """A recipe's settings that are not the defaults, by dotted path; plain values."""
-    defaults, named = (_plain(one) for one in (Recipe(model="", output="", data=DataSettings(records=1)), recipe))
-    return {path: value for path, value in named.items() if path not in UNTOLD and value != defaults.get(path)}
+    defaults, named = (_told(one) for one in (Recipe(model="", output="", data=DataSettings(records=1)), recipe))
+    return {path: value for path, value in named.items() if value != defaults.get(path)}
 
 
 def outcome(
@@ -73,9 +75,11 @@ def _rounded(rates: Sequence[float]) -> list[float]:
     return [round(rate, 4) for rate in rates]
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """As JSON would hold it, by dotted path."""
-    return _flat(json.loads(json.dumps(recipe_values(recipe))))
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """What tells arms apart, as JSON would hold it, by dotted path."""
+    values = _flat(json.loads(json.dumps(recipe_values(recipe))))
+    told = {path: value for path, value in values.items() if path not in UNTOLD}
+    return told | {"training.records_a_step": recipe.training.dialogues_on(1)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

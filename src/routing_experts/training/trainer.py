@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,6 +33,7 @@ from routing_experts.training.folder import keep_newest, mark_complete, step_of,
 from routing_experts.training.health import StepLosses, check_numbers
 from routing_experts.training.lora import base_of, without_dropout
 from routing_experts.training.making import is_trained_beside, load_weights, saved_weights
+from routing_experts.training.order import StepOrder
 from routing_experts.training.parameters import optimizer_groups
 from routing_experts.training.processes import lost_the_others, on_main
 from routing_experts.training.recipe import Recipe
@@ -182,6 +184,13 @@ class RoETrainer(Trainer):
         cross_entropy, skip_rate = (float(mean) for mean in found.predictions.mean(0))  # type: ignore[union-attr]
         routed = len(self.recipe.roe.layers_to_route(self._num_layers))
         return {"ce": cross_entropy, "skip_rate": skip_rate * routed / self._num_layers}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
+        """The same records a step in whatever batches; accelerate would shuffle alike, but batches of any lengths."""
+        dataset: Any = train_dataset or self.train_dataset
+        shuffled = SeedableRandomSampler(dataset, data_seed=self.args.seed)
+        batches, processes = self.args.gradient_accumulation_steps, self.args.world_size
+        return StepOrder(shuffled, self.args.train_batch_size, batches, processes, dataset.length)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All held-out records: training's leave the last incomplete batch out."""
