@@ -23,7 +23,7 @@ from routing_experts.studies.gallery import write_wins_and_losses
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.ledger import Ledger
 from routing_experts.studies.plan import load_study
-from routing_experts.studies.speed import _model_of
+from routing_experts.studies.speed import _model_of, timed_jobs
 from routing_experts.studies.work import work_on
 
 PLAN = {
@@ -127,6 +127,14 @@ def test_a_study_s_report_is_for_people_papers_and_programs(roe, folder):
 def little_contest(folder: Path) -> Contest:
     """The module's study, whose runs are done."""
     return Contest(load_study(str(plan(folder))), folder / "runs", Console(quiet=True), lambda *what: nullcontext(int))
+
+
+def test_one_model_is_timed_of_each_arm_whatever_seed_is_left(folder):
+    """Guards studies whose early models are gone: the record alone knows them, later seeds' models are timed."""
+    contest = little_contest(folder)
+    both = Contest(replace(contest.study, seeds=(7, 0)), contest.output, contest.console, contest.bar)
+    assert [(job.arm, job.seed) for job in timed_jobs(both)] == [(job.arm, 0) for job in timed_jobs(contest)]
+    assert len(timed_jobs(contest)) == len(PLAN["arms"]) - 1
 
 
 def test_what_is_won_and_lost_is_shown_with_who_said_it(roe, folder, tmp_path):

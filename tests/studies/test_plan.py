@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from routing_experts.errors import ConfigError
+from routing_experts.studies.outcome import settings_of
 from routing_experts.studies.plan import STUDIES, Study, load_study
 from routing_experts.training.recipe import load_recipe, recipe_values
 from routing_experts.training.settings import build
@@ -109,3 +110,18 @@ def test_a_plan_that_does_not_fit_is_refused(changes, message):
 def test_an_unknown_study_is_told_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean digits"):
         load_study("digit")
+
+
+def test_a_run_s_settings_tell_a_step_s_records_whatever_its_batches():
+    """Guards records of one study over versions and machines: how a step is divided tells no arms apart."""
+    whole, divided, other = (
+        settings_of(load_recipe("digits", changes))
+        for changes in (
+            {"training.batch_size": 64, "training.accumulation": 1},
+            {"training.batch_size": 8, "training.accumulation": 8},
+            {"training.batch_size": 32, "training.accumulation": 1},
+        )
+    )
+    assert whole == divided
+    assert not {"training.batch_size", "training.accumulation"} & whole.keys()
+    assert other == whole | {"training.records_a_step": 32}

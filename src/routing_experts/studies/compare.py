@@ -33,8 +33,8 @@ def study_record(name: str, contest: Contest, runs: Sequence[StudyRun], speeds: 
 
 
 def newest(speeds: Sequence[ArmSpeed]) -> list[ArmSpeed]:
-    """One a contender, phase and batch: the last."""
-    return list({(one.arm, one.wanted, one.seed, one.phase, one.batch): one for one in speeds}.values())
+    """One an arm, rate, phase and batch: the last, whichever seed's model was at hand."""
+    return list({(one.arm, one.wanted, one.phase, one.batch): one for one in speeds}.values())
 
 
 def contrasts(study: Study, runs: Sequence[StudyRun]) -> list[Contrast]:

@@ -1,8 +1,8 @@
 """How long contenders take, measured: each beside the base model, in turn, on the same held-out questions.
 
-Of every arm at every rate the first seed's model is timed, if it is still in the study's folder. Controls that drop
-whole layers are timed without them, as somebody would run them: no routing in their way. To be measured while nothing
-else runs.
+Of every arm at every rate one model is timed: of the first seed whose model is still in the study's folder. Controls
+that drop whole layers are timed without them, as somebody would run them: no routing in their way. To be measured while
+nothing else runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,11 +41,13 @@ def timed(contest: Contest) -> list[ArmSpeed]:
 
 
 def timed_jobs(contest: Contest) -> list[Job]:
-    """The runs that can be timed: of the first seed, with a model at hand, and not routed by chance."""
-    first = contest.study.seeds[0]
-    jobs = [job for job in jobs_of(contest.study) if job.seed == first]
-    jobs = [job for job in jobs if contest.study.arms[job.arm].control != "random" and contest.found(job)]
-    return [job for job in jobs if _folder(contest, job).is_dir()]
+    """The first run of each arm at each rate whose model is at hand; routes drawn by chance are not timed."""
+    found: dict[tuple[str, float], Job] = {}
+    for job in jobs_of(contest.study):
+        at_hand = contest.found(job) is not None and _folder(contest, job).is_dir()
+        if at_hand and contest.study.arms[job.arm].control != "random":
+            found.setdefault((job.arm, job.rate), job)
+    return list(found.values())
 
 
 def _folder(contest: Contest, job: Job) -> Path:

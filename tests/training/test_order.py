@@ -1,0 +1,97 @@
+"""Guards the order that records train in: a step's records stay its own, and its batches are of like lengths."""
+
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+
+from accelerate.data_loader import SeedableRandomSampler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler
+
+from routing_experts.data.collate import EncodedDataset
+from routing_experts.data.digits import DigitsTask
+from routing_experts.data.encode import Encoder
+from routing_experts.data.records import Record, Turn
+from routing_experts.models.load import load_processor
+from routing_experts.training.order import StepOrder
+
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4))
+
+
+def shuffle(size: int) -> SeedableRandomSampler:
+    return SeedableRandomSampler(range(size), data_seed=7)
+
+
+def steps(indices: Iterator[int], size: int) -> list[list[int]]:
+    found = []
+    while step := list(islice(indices, size)):
+        found.append(step)
+    return found
+
+
+@given(SIZES, st.randoms(use_true_random=False), st.integers(0, 3))
+def test_a_step_keeps_its_records_in_any_division(sizes: tuple[int, int, int, int], draw, epoch: int) -> None:
+    """Against a shuffle of its own: accelerate's epoch, cut into steps, is what trains."""
+    batch_size, batches, processes, num_steps = sizes
+    a_step = batch_size * batches * processes
+    lengths = [draw.randint(1, 9) for _ in range(a_step * num_steps)]
+    order = StepOrder(shuffle(len(lengths)), batch_size, batches, processes, lengths.__getitem__)
+    plain = shuffle(len(lengths))
+    for one in (order, plain):
+        one.set_epoch(epoch)
+
+    found, expected = steps(iter(order), a_step), steps(iter(plain), a_step)
+
+    assert len(order) == len(lengths)
+    assert [sorted(step) for step in found] == [sorted(step) for step in expected]
+
+
+@given(SIZES, st.randoms(use_true_random=False))
+def test_batches_are_of_like_lengths_and_dealt_out_evenly(sizes: tuple[int, int, int, int], draw) -> None:
+    """What is summed later is never longer than what came before; processes get equal shares of each."""
+    batch_size, batches, processes, _ = sizes
+    lengths = [draw.randint(1, 9) for _ in range(batch_size * batches * processes)]
+    order = StepOrder(shuffle(len(lengths)), batch_size, batches, processes, lengths.__getitem__)
+
+    found = [[lengths[index] for index in batch] for batch in BatchSampler(order, batch_size, drop_last=True)]
+
+    rounds = [found[start : start + processes] for start in range(0, len(found), processes)]
+    assert len(rounds) == batches
+    for earlier, later in pairwise(rounds):
+        assert min(map(min, earlier)) >= max(map(max, later))
+    for together in rounds:
+        ranked = sorted((length for batch in together for length in batch), reverse=True)
+        assert together == [ranked[process::processes] for process in range(processes)]
+
+
+def test_digits_pad_a_third_as_much_in_batches_of_sixteen() -> None:
+    """Guards what it is for: padding of the digits recipe's steps, beside one batch of 64."""
+    digits = DigitsTask(split="train", seed=3, min_turns=1, max_turns=3)
+    dataset = EncodedDataset(digits, 640, Encoder(load_processor("pocket")))
+    lengths = [dataset.length(index) for index in range(640)]
+
+    def padding(batch_size: int) -> int:
+        order = StepOrder(shuffle(640), batch_size, 64 // batch_size, 1, lengths.__getitem__)
+        batches = [[lengths[index] for index in batch] for batch in BatchSampler(order, batch_size, drop_last=True)]
+        return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+
+    assert padding(16) * 3 < padding(64)
+
+
+def test_lengths_are_tokens_where_they_are_kept_and_characters_otherwise() -> None:
+    """A picture counts for many words, and none is opened to tell."""
+    encoder = Encoder(load_processor("pocket"))
+    asked, told = Turn("How many digits are there?", "nine"), Turn("And the sum?", "thirty-one")
+    short, long = Record("short", (asked,)), Record("long", (asked, told))
+    seen = Record("seen", (Turn("<image>\nWhich?", "one"),), (Path("no such picture"),))
+    kept = EncodedDataset([short, long], 2, encoder)
+    streamed = EncodedDataset([short, long, seen], 3, _refuses, keep=False)  # type: ignore[arg-type]
+
+    assert [kept.length(index) for index in range(2)] == [len(encoder(one).input_ids) for one in (short, long)]
+    assert [streamed.length(index) for index in range(2)] == [30, 30 + len("And the sum?thirty-one")]
+    assert streamed.length(2) > 1000
+
+
+def _refuses(record: Record) -> None:
+    raise AssertionError(f"{record.id} was encoded only to tell its length")
