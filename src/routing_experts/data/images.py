@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from routing_experts.errors import RecordError
 
 # What Pillow raises on damaged files, and (by an assertion) on pictures that were closed before they were loaded.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"{", b"version https://git-lfs")
 
 
@@ -33,13 +34,31 @@ def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
         RecordError: if the file is missing, a folder, empty, no picture, cut short, too large to be decoded safely, or
             has pixels without an agreed range.
     """
+    with _opened(image, record_id) as (opened, name), whole_pictures():
+        return _upright_rgb(opened, record_id, name)
+
+
+def upright_size(image: Path | Image.Image, record_id: str) -> tuple[int, int]:
+    """Width and height of what ``load_image`` would give, without decoding the picture.
+
+    Raises:
+        RecordError: as ``load_image`` does for what the file's beginning tells.
+    """
+    with _opened(image, record_id) as (opened, _):
+        turned = opened.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+        return (opened.height, opened.width) if turned else opened.size
+
+
+@contextmanager
+def _opened(image: Path | Image.Image, record_id: str) -> Iterator[tuple[Image.Image, str]]:
+    """A picture and what messages call it; what Pillow raises inside becomes a ``RecordError``."""
     name = "given in memory" if isinstance(image, Image.Image) else str(image)
     try:
-        with whole_pictures():
-            if isinstance(image, Image.Image):
-                return _upright_rgb(image, record_id, name)
+        if isinstance(image, Image.Image):
+            yield image, name
+        else:
             with Image.open(image) as opened:
-                return _upright_rgb(opened, record_id, name)
+                yield opened, name
     except RecordError:
         raise
     except Image.DecompressionBombError as error:
@@ -47,9 +66,14 @@ def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
             f"record {record_id}: picture {name} is too large ({error}); decoding it could exhaust the memory. "
             "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         path = None if isinstance(image, Image.Image) else Path(image)
         raise RecordError(f"record {record_id}: picture {name} {_diagnosis(path, error)}") from error
+
+
+def is_text(start: bytes) -> bool:
+    """Whether a file that begins so is a page, a drawing in text or a pointer, not a picture."""
+    return start.lstrip().lower().startswith(_TEXT_STARTS)
 
 
 def _upright_rgb(image: Image.Image, record_id: str, name: str) -> Image.Image:
@@ -94,7 +118,7 @@ def _diagnosis(path: Path | None, error: Exception) -> str:
         if isinstance(error, UnidentifiedImageError) and path.is_file():
             with path.open("rb") as file:
                 start = file.read(64)
-            if start.lstrip().lower().startswith(_TEXT_STARTS):
+            if is_text(start):
                 return (
                     f"is a text file, not a picture: it begins {start[:24]!r}, as an error page or a pointer that was "
                     "saved under a picture's name does. Fetch the picture itself, or leave the record out."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from routing_experts.data.digits import DIGITS, DigitsTask
-from routing_experts.data.llava_json import load_records
+from routing_experts.data.readers.sources import load_records
 from routing_experts.data.records import Record
 from routing_experts.errors import ConfigError
 

@@ -5,6 +5,17 @@ from routing_experts.records.entry import Count, Entry, Positive, Seconds, Share
 from routing_experts.records.environment import environment, origin
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log, seconds_left
 from routing_experts.records.marks import as_bits, as_marks, from_bits, from_marks
+from routing_experts.records.mixture import (
+    CHECK_NAME,
+    Lengths,
+    Manifest,
+    ManifestPart,
+    MixtureCheck,
+    RecordFault,
+    SourceCheck,
+    StratumCount,
+    sha256_of,
+)
 from routing_experts.records.results import (
     BUDGET_NAME,
     CALIBRATION_NAME,
@@ -42,6 +53,7 @@ __all__ = [
     "BENCH_NAME",
     "BUDGET_NAME",
     "CALIBRATION_NAME",
+    "CHECK_NAME",
     "GALLERY_NAME",
     "LOG_NAME",
     "MAX_ROUTES",
@@ -62,8 +74,13 @@ __all__ = [
     "Dense",
     "Entry",
     "LayerChoice",
+    "Lengths",
     "LogLine",
+    "Manifest",
+    "ManifestPart",
+    "MixtureCheck",
     "Positive",
+    "RecordFault",
     "Results",
     "RouteCount",
     "Routed",
@@ -73,12 +90,14 @@ __all__ = [
     "Share",
     "SideScore",
     "Skipping",
+    "SourceCheck",
     "Speed",
     "SpeedCase",
     "Spread",
     "Static",
     "StaticExport",
     "StaticRow",
+    "StratumCount",
     "StudyRecord",
     "StudyRun",
     "SweepPoint",
@@ -96,5 +115,6 @@ __all__ = [
     "read_log",
     "save_json",
     "seconds_left",
+    "sha256_of",
     "write_text",
 ]

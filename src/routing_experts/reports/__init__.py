@@ -4,6 +4,7 @@ from routing_experts.reports.bench import bench_markdown, print_bench, write_ben
 from routing_experts.reports.compare import write_comparison
 from routing_experts.reports.folder import write_folder_report
 from routing_experts.reports.html import write_report
+from routing_experts.reports.mixture import print_check, print_manifest
 from routing_experts.reports.progress import ProgressPage
 from routing_experts.reports.static import print_static
 from routing_experts.reports.study import front_markdown, print_study, study_markdown, write_study_report
@@ -19,6 +20,8 @@ __all__ = [
     "front_markdown",
     "print_bench",
     "print_budget",
+    "print_check",
+    "print_manifest",
     "print_results",
     "print_static",
     "print_study",

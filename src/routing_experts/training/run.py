@@ -22,7 +22,7 @@ from routing_experts.config import CONTROL_GATES
 from routing_experts.data.collate import Collator, EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.encode import Encoder
-from routing_experts.data.llava_json import load_records
+from routing_experts.data.readers.sources import load_records
 from routing_experts.errors import (
     CheckpointError,
     ConfigError,

@@ -14,7 +14,7 @@ from routing_experts.optional import need
 from routing_experts.records import write_text
 
 TASK = "roe_digits"
-_YAML = f"""# Written by `roe data digits`; lmms-eval finds it with --include_path and this folder.
+_YAML = f"""# Written by `roe data export digits`; lmms-eval finds it with --include_path and this folder.
 task: {TASK}
 dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: questions.parquet}}}}

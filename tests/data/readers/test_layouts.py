@@ -1,4 +1,4 @@
-"""Guards LLaVA's JSON layout: what is read, that digits round trip, and that every fault names file, record, field."""
+"""Guards the layouts of records: what is read, that digits round trip, and that every fault names file, record, field."""
 
 import copy
 import json
@@ -10,8 +10,9 @@ from PIL import Image
 
 from routing_experts.data.digits import DigitsTask
 from routing_experts.data.images import load_image
-from routing_experts.data.llava_json import load_records, save_records
+from routing_experts.data.readers.sources import load_records
 from routing_experts.data.records import Record, Turn
+from routing_experts.data.writing import save_records
 from routing_experts.errors import ConfigError, RecordError
 
 PICTURED = {
@@ -87,7 +88,7 @@ def test_system_prompts_several_pictures_tasks_null_images_and_missing_ids(folde
 def test_another_image_root_a_limit_and_a_byte_order_mark(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     path = write(elsewhere, b"\xef\xbb\xbf" + json.dumps([PICTURED, {"broken": True}]).encode())
-    (record,) = load_records(path, image_root=folder, limit=1)
+    (record,) = load_records(path, folder, limit=1)
     assert record.images == (folder / "sub" / "a.png",)
 
 
@@ -118,7 +119,7 @@ def test_files_below_the_image_root_are_named_not_copied(folder):
     record = Record("ä", (Turn("<image>Größe?", "🙂"),), (folder / "sub" / "a.png",), "kurz")
     save_records([record], folder / "out.json")
     assert json.loads((folder / "out.json").read_text(encoding="utf-8"))[0]["image"] == "sub/a.png"
-    assert load_records(folder / "out.json") == [record]
+    assert list(load_records(folder / "out.json")) == [record]
 
 
 def test_saving_what_could_not_be_loaded_is_refused_and_leaves_the_old_file(folder, tmp_path_factory):
@@ -142,53 +143,8 @@ def test_saving_what_could_not_be_loaded_is_refused_and_leaves_the_old_file(fold
 
 
 @pytest.mark.parametrize(
-    ("cut", "index"),
-    [
-        (b'[{"a": 1}, {"b": ', 1),
-        (b'[{"a": "\xc3\xa4"}, {"b": 2}, ', 2),
-        (b"", 0),
-        (b'[{"a": 1} {"b": 2}]', 1),
-        (b'{"a" 1}', 0),
-    ],
-)
-def test_malformed_json_gives_the_byte_and_the_record(folder, cut, index):
-    message = refusal(folder, cut)
-    assert message.startswith(f"record {index}: not JSON at byte ")
-    offset = int(message.split("byte ")[1].split()[0])
-    assert offset <= len(cut)
-    assert f"of {len(cut)} " in message
-    with_mark = refusal(folder, b"\xef\xbb\xbf" + cut)
-    assert f"byte {offset + 3} of" in with_mark
-
-
-def test_byte_offsets_count_bytes_not_characters(folder):
-    content = '[{"id": "ääää"}, oops]'.encode()
-    assert f"record 1: not JSON at byte {content.index(b'oops')} of {len(content)}" in refusal(folder, content)
-
-
-def test_a_file_cut_anywhere_is_refused_with_the_number_of_whole_records(folder):
-    items = [TEXT, TEXT | {"id": "ä"}, TEXT]
-    content = json.dumps(items, ensure_ascii=False).encode()
-    ends, text = [], "["
-    for item in items:
-        text += json.dumps(item, ensure_ascii=False)
-        ends.append(len(text.encode()))
-        text += ", "
-    for cut in range(1, len(content)):
-        message = refusal(folder, content[:cut])
-        if "is not UTF-8" not in message:
-            assert message.startswith(f"record {sum(end <= cut for end in ends)}: not JSON"), (cut, message)
-
-
-@pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'[{"id": "\xff"}]', "byte 9 is not UTF-8"),
-        ({"id": 1}, "the top level is an object, but LLaVA's layout is a list"),
-        ('{"id": 1}\n{"id": 2}', "another JSON value begins at byte 10, so this is JSON Lines"),
-        ([], "the list has no records"),
-        ("[" * 100_000, "it nests too deeply"),
-        ("[" + "9" * 5000 + "]", "a number too long"),
         ([TEXT, "text"], "record 1: it is text, but a record is an object"),
         (changed(id=[1]), "record 1, field id: it is a list"),
         (changed(id=True), "record 1, field id: it is true or false"),
@@ -237,10 +193,62 @@ def test_faults_are_named(folder, content, message):
     assert message in refusal(folder, content)
 
 
+CHAT = {
+    "id": "c1",
+    "images": ["sub/a.png"],
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A kite."}]},
+    ],
+}
+
+
+def test_chat_messages_are_the_same_record_as_llava_s(folder):
+    """Parts and text with placeholders; the column of pictures may be empty."""
+    written = copy.deepcopy(CHAT)
+    written["messages"][1]["content"] = "<image>What?"
+    text = {"images": [], "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    first, second, third = load_records(write(folder, [CHAT, written, text]))
+    assert first == second == Record("c1", (Turn("<image>What?", "A kite."),), (folder / "sub" / "a.png",), "Be brief.")
+    assert third == Record("2", (Turn("Hi", "Ho"),))
+
+
+def test_a_folder_with_metadata_is_a_source(folder):
+    """Its pictures are beside it, and named as `datasets` has them named."""
+    rows = [
+        {"file_name": "sub/a.png", "messages": CHAT["messages"]},
+        {"file_names": ["sub/a.png"], "conversations": PICTURED["conversations"]},
+    ]
+    (folder / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    first, second = load_records(folder)
+    assert first.images == second.images == (folder / "sub" / "a.png",)
+    assert [first.id, second.id] == ["0", "1"]
+    assert load_records(folder)[1] == second
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conversations": []}, "fields messages and conversations: it has two conversations"),
+        ({"image": "sub/a.png"}, "fields image and images: both name pictures"),
+        (
+            {"messages": [{"role": "human", "content": "x"}]},
+            "messages[0].role: it is 'human', but it must be one of user",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "messages[0].content[0]: it is {'type'"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "messages[0].content[0]: it is 3"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: it is missing or null"),
+    ],
+)
+def test_faults_of_chat_messages_are_named(folder, change, message):
+    assert message in refusal(folder, [CHAT | change])
+
+
 def test_unreadable_paths_and_limits_are_refused(folder):
     with pytest.raises(RecordError, match=r"none\.json: there is no such file"):
         load_records(folder / "none.json")
-    with pytest.raises(RecordError, match="it cannot be read"):
+    with pytest.raises(RecordError, match=r"neither metadata\.jsonl nor parquet files"):
         load_records(folder)
     with pytest.raises(ConfigError, match="limit=0: it is a count of at least 1"):
         load_records(write(folder, [TEXT]), limit=0)

@@ -1,0 +1,68 @@
+"""What other processes do for a check: look at the pictures of a block of records, and count their tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from routing_experts.data.mixture.files import MISNAMED, look_at
+from routing_experts.data.records import Record
+from routing_experts.errors import PromptError, RecordError
+
+LONG = "long"
+Problem = tuple[str, str]
+CountTokens = Callable[[Record], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A record to look at.
+
+    Attributes:
+        number: in its set.
+        source: of the set, that it belongs to.
+        paths: of its picture files.
+        record: all of it, where its tokens are counted.
+    """
+
+    number: int
+    source: str
+    paths: tuple[str, ...]
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was found: kinds of problems with their words, and the tokens where they were counted."""
+
+    problems: Sequence[Problem] = ()
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """Looks at blocks; goes to other processes as it is.
+
+    Attributes:
+        verify: decode pictures to their last byte.
+        count_tokens: of a record, or raises; None to leave it.
+        max_length: more tokens are a problem.
+    """
+
+    verify: bool = False
+    count_tokens: CountTokens | None = None
+    max_length: int | None = None
+
+    def __call__(self, block: Sequence[Shown]) -> list[Seen]:
+        return [self._one(shown) for shown in block]
+
+    def _one(self, shown: Shown) -> Seen:
+        looked = ((path, look_at(path, self.verify)) for path in shown.paths)
+        problems = [(found[0], f"{path} {found[1]}") for path, found in looked if found is not None]
+        if self.count_tokens is None or shown.record is None or any(kind != MISNAMED for kind, _ in problems):
+            return Seen(problems)
+        try:
+            tokens = self.count_tokens(shown.record)
+        except (RecordError, PromptError) as error:
+            return Seen([*problems, ("record", str(error))])
+        if self.max_length is not None and tokens > self.max_length:
+            problems.append((LONG, f"{tokens:,} tokens, more than max_length={self.max_length:,}"))
+        return Seen(problems, tokens)

@@ -1,0 +1,79 @@
+"""Which records a share of a set is: by the authors' rule, or drawn evenly of every source and number of turns."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from math import floor
+from random import Random
+from typing import Any
+
+from routing_experts.data.mixture.naming import source_of
+from routing_experts.data.readers.conversation import LLAVA, MESSAGES, SYSTEM
+from routing_experts.data.readers.items import Item
+from routing_experts.data.readers.pictures import FIELDS
+
+Stratum = tuple[str, int]
+Keep = Callable[[Item], bool]
+
+
+def stratum_of(value: Any) -> Stratum:
+    """Source and turns of what a file holds; records that are none make a stratum of their own."""
+    if not isinstance(value, dict):
+        return "no record", 0
+    named = next((value[field] for field in FIELDS if value.get(field)), None)
+    names = named if isinstance(named, list) else [named] if named is not None else []
+    for layout in (LLAVA, MESSAGES):
+        if isinstance(messages := value.get(layout.field), list):
+            first = messages[0] if messages and isinstance(messages[0], dict) else {}
+            turns = (len(messages) - (first.get(layout.speaker) == SYSTEM)) // 2
+            break
+    else:
+        turns = 0
+    return source_of([name if isinstance(name, str) else None for name in names]), turns
+
+
+def authors_rule(item: Item) -> bool:
+    """RoE's own half of LLaVA's mixture: six records of every ten, by their numbers (``llava/train/train.py``)."""
+    return item.index % 10 < 6
+
+
+def counts_of(items: Iterable[Item]) -> Counter[Stratum]:
+    """The records of each stratum."""
+    return Counter(stratum_of(item.value) for item in items)
+
+
+def shares(counts: Counter[Stratum], share: float) -> dict[Stratum, int]:
+    """How many records of each stratum make the share: exact in total, and within one record in each.
+
+    Strata that lose the most by rounding down are rounded up, until the total is met.
+    """
+    exact = {stratum: share * count for stratum, count in counts.items()}
+    wanted = {stratum: floor(value) for stratum, value in exact.items()}
+    lacking = round(share * counts.total()) - sum(wanted.values())
+    for stratum in sorted(exact, key=lambda one: (wanted[one] - exact[one], one))[:lacking]:
+        wanted[stratum] += 1
+    return wanted
+
+
+class Drawing:
+    """Draws so many records of each stratum, each as likely as any other, in one pass and in constant memory.
+
+    Selection sampling (Knuth, The Art of Computer Programming, volume 2, algorithm S), a generator a stratum: what is
+    drawn of one does not depend on the others.
+
+    Args:
+        counts: the records of each stratum.
+        wanted: how many of them to draw.
+        seed: of the draws.
+    """
+
+    def __init__(self, counts: Counter[Stratum], wanted: dict[Stratum, int], seed: str) -> None:
+        self._left, self._wanted = Counter(counts), dict(wanted)
+        self._draws = {(source, turns): Random(f"{seed}/{source}/{turns}") for source, turns in counts}
+
+    def __call__(self, item: Item) -> bool:
+        """Whether the next record is drawn."""
+        stratum = stratum_of(item.value)
+        is_drawn = self._draws[stratum].random() * self._left[stratum] < self._wanted[stratum]
+        self._left[stratum] -= 1
+        self._wanted[stratum] -= is_drawn
+        return is_drawn

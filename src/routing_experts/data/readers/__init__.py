@@ -1,0 +1,1 @@
+"""Records from files, folders and tables: one record type, whatever the layout."""

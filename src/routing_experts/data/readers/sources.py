@@ -1,0 +1,127 @@
+"""Which reader a source takes, and its records: checked once, found again by their places, read when they are asked."""
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from routing_experts.data.readers.items import Item, Items
+from routing_experts.data.readers.json_items import LINES, JsonItems
+from routing_experts.data.readers.layouts import read_record
+from routing_experts.data.readers.table_items import TableItems, hub_table, is_table, parquet_table
+from routing_experts.data.records import Record
+from routing_experts.errors import ConfigError, RecordError
+
+METADATA = "metadata.jsonl"
+
+
+class Source(NamedTuple):
+    """Items, and the folder that their image paths are relative to."""
+
+    items: Items
+    root: Path
+
+    def record(self, item: Item) -> Record:
+        """Raises ``RecordError`` if it is none."""
+        return read_record(item.value, self.items.where(item.index), item.index, self.root)
+
+
+def open_source(
+    name: str | Path,
+    images: str | Path | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+) -> Source:
+    """The reader for a file, a folder or a set on the hub.
+
+    Args:
+        name: a ``.json`` or ``.jsonl`` file, a folder with ``metadata.jsonl``, a ``.parquet`` file or a folder of
+            them, or a set's name on the hub.
+        images: the folder that image paths are relative to; the file's own by default.
+        subset, split: of a set on the hub.
+        limit: how many of a hub's set are fetched.
+
+    Raises:
+        RecordError: if there is nothing of that name.
+    """
+    path = Path(name)
+    root = Path(images) if images is not None else None
+    if path.is_dir() and (path / METADATA).is_file():
+        return Source(JsonItems(path / METADATA), root or path)
+    if is_table(path):
+        return Source(parquet_table(path), root or (path if path.is_dir() else path.parent))
+    if path.suffix in (".json", *LINES) or path.exists():
+        _refuse_folder(path)
+        return Source(JsonItems(path), root or path.parent)
+    if str(name).count("/") == 1:
+        return Source(hub_table(str(name), subset, split, limit), root or Path())
+    raise RecordError(f"{name}: there is no such file. Correct the path of the records.")
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise RecordError(
+            f"{path}: the folder has neither {METADATA} nor parquet files. Give a file of records, or a folder that "
+            "holds one of these."
+        )
+
+
+class Records:
+    """Records by number, each parsed when it is asked for: of a file of gigabytes only places are in memory.
+
+    Args:
+        source: where they are read.
+        numbers, starts, ends: their places in it.
+    """
+
+    def __init__(self, source: Source, numbers: "array[int]", starts: "array[int]", ends: "array[int]") -> None:
+        self.source, self.numbers, self.starts, self.ends = source, numbers, starts, ends
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Record:
+        item = Item(self.numbers[index], None, self.starts[index], self.ends[index])
+        return read_record(
+            self.source.items.at(item), self.source.items.where(item.index), item.index, self.source.root
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+
+def load_records(
+    name: str | Path,
+    images: str | Path | None = None,
+    limit: int | None = None,
+    subset: str | None = None,
+    split: str = "train",
+) -> Records:
+    """Reads and checks a source once; a table's rows are checked when they are used.
+
+    Args:
+        name, images, subset, split: see ``open_source``.
+        limit: reads only so many of the first records; all of them by default.
+
+    Raises:
+        ConfigError: if the limit is below 1.
+        RecordError: at the first fault, naming the source, the record's index and id, the field, and the remedy.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(
+            f"{name}: limit={limit}: it is a count of at least 1. Raise it, or leave it out for all records."
+        )
+    source = open_source(name, images, subset, split, limit)
+    if isinstance(source.items, TableItems):
+        rows = array("q", range(min(len(source.items), limit or len(source.items))))
+        return Records(source, rows, rows, rows)
+    numbers, starts, ends = array("q"), array("q"), array("q")
+    for item in source.items:
+        if limit is not None and item.index >= limit:
+            break
+        source.record(item)
+        numbers.append(item.index)
+        starts.append(item.start)
+        ends.append(item.end)
+    return Records(source, numbers, starts, ends)
