@@ -82,8 +82,8 @@ class RoEConfig:
             are shares of all decoder layers and rise, biases fall. Empty until ``roe calibrate`` traces it.
         layout: how routing tokens travel, in training and at prefill: "two_call" is the bitwise reference, "fused" is
             faster.
-        prompt_format: how dialogues are laid out, in training and whenever this library asks: ``chat_template`` or
-            ``vicuna_v1``.
+        prompt_format: how dialogues are laid out, in training and whenever this library asks: ``chat_template``, or
+            ``vicuna_v1``, ``llama_3`` or ``hermes_2``.
         markers: how prompts mark their turns.
         base: the base model; filled in by ``convert``.
         stripped: of a static model, whether the dropped layers' own weights are gone; set by ``roe export --static``.

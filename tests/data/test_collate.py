@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from routing_experts.data.collate import Collator, EncodedDataset
+from routing_experts.data.collate import Collator
+from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DigitsTask
 from routing_experts.data.encode import Encoded, Encoder
 

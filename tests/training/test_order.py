@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from routing_experts.data.collate import EncodedDataset
+from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DigitsTask
 from routing_experts.data.encode import Encoder
 from routing_experts.data.records import Record, Turn
@@ -69,7 +69,7 @@ def test_digits_pad_a_third_as_much_in_batches_of_sixteen() -> None:
     """Guards what it is for: padding of the digits recipe's steps, beside one batch of 64."""
     digits = DigitsTask(split="train", seed=3, min_turns=1, max_turns=3)
     dataset = EncodedDataset(digits, 640, Encoder(load_processor("pocket")))
-    lengths = [dataset.length(index) for index in range(640)]
+    lengths = [dataset.extent(index)[1] for index in range(640)]
 
     def padding(batch_size: int) -> int:
         order = StepOrder(shuffle(640), batch_size, 64 // batch_size, 1, lengths.__getitem__)

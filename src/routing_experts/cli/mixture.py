@@ -1,4 +1,4 @@
-"""What the verbs of ``roe data`` do with sets: progress by bytes, faults to a file, manifests beside what is written."""
+"""What the verbs of ``roe data`` do with sets: bars over bytes, faults to a file, manifests beside what is written."""
 
 import json as jsonlib
 from collections.abc import Callable, Iterator

@@ -13,46 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from routing_experts.data.encode import BY_DIALOGUE, TOKEN_TYPES, Encoded, Encoder
+from routing_experts.data.encode import BY_DIALOGUE, TOKEN_TYPES, Encoded
 from routing_experts.models.spans import PADDING
 from routing_experts.nn.losses import IGNORED
 
-PICTURE_CHARACTERS = 2000  # of text that takes as many tokens as a picture, where nothing is known of it: LLaVA's 576
-
-
-class EncodedDataset(Dataset):
-    """Encodes records on first use and keeps them, so that epochs after the first cost nothing.
-
-    Args:
-        records: anything with ``[index]`` giving a ``Record``.
-        size: how many of them there are.
-        keep: whether to keep what was encoded; False for sets that do not fit in memory.
-    """
-
-    def __init__(self, records: Any, size: int, encoder: Encoder, keep: bool = True) -> None:
-        self.records, self.size, self.encoder, self.keep = records, size, encoder, keep
-        self._encoded: dict[int, Encoded] = {}
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Encoded:
-        if index in self._encoded:
-            return self._encoded[index]
-        encoded = self.encoder(self.records[index])
-        if self.keep:
-            self._encoded[index] = encoded
-        return encoded
-
-    def length(self, index: int) -> int:
-        """Of a record: its tokens where it is kept; otherwise about its characters, since no picture is opened."""
-        if self.keep:
-            return len(self[index].input_ids)
-        record = self.records[index]
-        written = sum(len(turn.question) + len(turn.answer) for turn in record.turns)
-        return written + PICTURE_CHARACTERS * len(record.images)
+FAULTS = "faults"
 
 
 class Collator:
@@ -70,11 +36,14 @@ class Collator:
         assert stand_in is None or padding_side == "right"
         self.pad_token_id, self.padding_side, self.stand_in = pad_token_id, padding_side, stand_in
 
-    def __call__(self, dialogues: Sequence[Encoded]) -> dict[str, Tensor]:
+    def __call__(self, dialogues: Sequence[Encoded]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels``, ``segment_ids`` [B, T], ``example_keys`` [B], pictures.
 
-        ``mm_token_type_ids`` [B, T] too where the family takes them.
+        ``mm_token_type_ids`` [B, T] too where the family takes them. ``faults``, a list, where dialogues stand in for
+        records that cannot be used.
         """
+        found = [fault for dialogue in dialogues for fault in dialogue.faults]
+        faults = {FAULTS: found} if found else {}
         if self.stand_in is not None and not any(dialogue.vision for dialogue in dialogues):
             dialogues = _with_stand_in(dialogues, self.stand_in)
         longest = max(len(dialogue.input_ids) for dialogue in dialogues)
@@ -87,7 +56,7 @@ class Collator:
         if any(d.token_types is not None for d in dialogues):
             batch[TOKEN_TYPES] = self._pad([_token_types(d) for d in dialogues], longest, 0)
         batch["example_keys"] = torch.tensor([example_key(d.id) for d in dialogues])
-        return batch | _pictures([d.vision for d in dialogues])
+        return batch | _pictures([d.vision for d in dialogues]) | faults
 
     def _pad(self, rows: list[Tensor], length: int, value: int) -> Tensor:
         padded = torch.full((len(rows), length), value, dtype=torch.long)

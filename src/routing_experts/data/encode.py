@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch import Tensor
 
+from routing_experts.data.faults import Fault
 from routing_experts.data.images import load_image
 from routing_experts.data.prompts import Prompt, image_token, render
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
@@ -38,6 +39,7 @@ class Encoded:
         vision: the processor's tensors of this dialogue's pictures, as it gives them for a batch of one dialogue (empty
             without any): pictures first in most families, [1, pictures, …] in some; see ``data.collate``.
         token_types: [T], 1 at a picture's tokens, where the family's positions need them.
+        faults: of records that this one stands in for.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Encoded:
     segment_ids: Tensor
     vision: dict[str, Tensor] = field(default_factory=dict)
     token_types: Tensor | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 class Encoder:
@@ -53,7 +56,7 @@ class Encoder:
 
     Args:
         processor: a transformers processor that says what it writes in place of each picture's placeholder.
-        prompt_format: ``chat_template`` or ``vicuna_v1``.
+        prompt_format: one of ``data.prompts.FORMATS``.
         max_length: longest dialogue in tokens; a longer one is an error, since cutting would lose answers or image
             tokens silently.
     """

@@ -30,7 +30,7 @@ def find_markers(processor: Any, prompt_format: str = "chat_template") -> TurnMa
 
     Args:
         processor: of the model that will be routed.
-        prompt_format: ``chat_template`` or ``vicuna_v1``.
+        prompt_format: one of ``data.prompts.FORMATS``.
 
     Returns:
         The markers, or None if there are none that find every segment of the check dialogues; all that follows the

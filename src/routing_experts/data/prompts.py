@@ -1,6 +1,6 @@
 """Dialogues as one text, with the character spans of every question and answer in it.
 
-Two formats: ``chat_template`` (what the processor's own template says) and ``vicuna_v1`` (LLaVA-1.5's, written out).
+``chat_template`` is what the processor's own template says; the others are written out here.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,68 @@ from typing import Any
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Turn
 from routing_experts.errors import PromptError
 
-FORMATS = ("chat_template", "vicuna_v1")
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
+CHAT_TEMPLATE = "chat_template"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands around the words of a dialogue.
+
+    Attributes:
+        system: said where a record brings no system prompt of its own.
+        before_system, after_system: around it.
+        asks: before a question.
+        answers: between a question and its answer, up to where generation begins.
+        gap: opens an answer; part of it.
+        closes: an answer; part of it. None for the tokenizer's end token.
+        ends: the last answer, in place of ``closes``.
+        tokens: that a tokenizer has to know whole.
+    """
+
+    system: str
+    asks: str
+    answers: str
+    before_system: str = ""
+    after_system: str = ""
+    gap: str = ""
+    closes: str | None = None
+    ends: str | None = None
+    tokens: tuple[str, ...] = ()
+
+
+WRITTEN = {
+    # LLaVA-1.5, LLaVA-HR and most of VILA.
+    "vicuna_v1": Written(
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        asks=" USER: ",
+        answers=" ASSISTANT:",
+        gap=" ",
+    ),
+    # Llama-3-VILA1.5-8b-Fix. The upload before it called the assistant `system` and closed with <|end_of_text|>.
+    "llama_3": Written(
+        system="You are a helpful language and vision assistant. You are able to understand the visual content that "
+        "the user provides, and assist the user with a variety of tasks using natural language.",
+        before_system="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n",
+        after_system="<|eot_id|>",
+        asks="<|start_header_id|>user<|end_header_id|>\n\n",
+        answers="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        closes="<|eot_id|>",
+        ends="<|end_of_text|>",
+        tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"),
+    ),
+    # VILA1.5-40b; no line breaks behind <|im_end|>, unlike ChatML.
+    "hermes_2": Written(
+        system="Answer the questions.",
+        before_system="<|im_start|>system\n",
+        after_system="<|im_end|>",
+        asks="<|im_start|>user\n",
+        answers="<|im_end|><|im_start|>assistant\n",
+        closes="<|im_end|>",
+        tokens=("<|im_start|>", "<|im_end|>"),
+    ),
+}
+FORMATS = (CHAT_TEMPLATE, *WRITTEN)
 
 
 @dataclass(frozen=True)
@@ -43,22 +100,28 @@ def render(processor: Any, turns: Sequence[Turn], system: str = "", format: str 
             raise PromptError(
                 f"turn {number} of {len(turns)} has no answer: only the last may wait for one. Fill it in."
             )
-    if format == "vicuna_v1":
-        return _render_vicuna(processor, turns, system)
-    if format != "chat_template":
+    if format in WRITTEN:
+        return _write_out(processor, WRITTEN[format], format, turns, system)
+    if format != CHAT_TEMPLATE:
         raise PromptError(f"prompt format {format!r}: the formats are {', '.join(FORMATS)}. Name one of them.")
     return _render_template(processor, turns, system)
 
 
-def _render_vicuna(processor: Any, turns: Sequence[Turn], system: str) -> Prompt:
-    end = processor.tokenizer.eos_token
-    text, spans = system or VICUNA_SYSTEM, []
+def _write_out(processor: Any, layout: Written, name: str, turns: Sequence[Turn], system: str) -> Prompt:
+    known = processor.tokenizer.get_vocab() if layout.tokens else {}
+    if lacking := [token for token in layout.tokens if token not in known]:
+        raise PromptError(
+            f"prompt format {name} with a tokenizer that lacks {', '.join(lacking)}: it would spell them out, and the "
+            "model was never trained on that. Use the model's own format, such as chat_template."
+        )
+    closes = processor.tokenizer.eos_token if layout.closes is None else layout.closes
+    text, spans = f"{layout.before_system}{system or layout.system}{layout.after_system}", []
     for turn in turns:
-        question = turn.question.replace(IMAGE_PLACEHOLDER, image_token(processor))
-        text += f" USER: {question} ASSISTANT:"
+        text += f"{layout.asks}{turn.question.replace(IMAGE_PLACEHOLDER, image_token(processor))}{layout.answers}"
         if turn.answer:
-            spans.append((len(text), len(text) + len(turn.answer) + 1 + len(end)))
-            text += f" {turn.answer}{end}"
+            end = layout.ends if layout.ends is not None and turn is turns[-1] else closes
+            spans.append((len(text), len(text) + len(layout.gap) + len(turn.answer) + len(end)))
+            text += f"{layout.gap}{turn.answer}{end}"
     return Prompt(text, tuple(spans))
 
 

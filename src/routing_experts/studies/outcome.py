@@ -15,7 +15,7 @@ from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 
 # Nothing that tells arms apart; a step's records are told, not the batches that they are divided into.
 DIVIDED = ("training.batch_size", "training.accumulation", "training.records_a_step")
-UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps", *DIVIDED)
+UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps", "data.workers", *DIVIDED)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

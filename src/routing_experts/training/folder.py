@@ -20,12 +20,13 @@ from routing_experts.records import GALLERY_NAME, LOG_NAME, RESULTS_NAME, save_j
 MARKER = "complete.json"
 RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
+FAULTS_NAME = "faults.jsonl"
 RUN_FORMAT = 1
 # What may differ between a run and its continuation: nothing that a weight depends on.
 HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
-    *("training.eval_steps", "data.max_length", "data.keep_encoded"),
+    *("training.eval_steps", "data.max_length", "data.keep_encoded", "data.workers"),
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
     *(
         "training.batch_size",
@@ -37,7 +38,12 @@ HARMLESS = (
 )
 
 CONTENTS = "contents of data.source"
-AS_BEFORE = {"roe.router_input": "routing_tokens"}
+# What settings were that older runs do not tell of.
+AS_BEFORE = {
+    "roe.router_input": "routing_tokens",
+    **{"data.subset": None, "data.split": "train", "data.pad_to_square": False},
+    **{"data.on_fault": "error", "data.max_faulty": 0.01, "data.workers": 0, "training.length_window": 1},
+}
 # What a run may be mended by on its way, if that is said; anything of its data as well.
 MENDABLE = (CONTENTS, "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")
 
@@ -55,6 +61,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.log = self.path / LOG_NAME
         self.tensorboard = self.path / "tensorboard"
+        self.faults = self.path / FAULTS_NAME
         self._run = self.path / RUN_NAME
 
     @contextmanager
@@ -114,6 +121,7 @@ class RunFolder:
         else:
             self._clear()
             self.log.unlink(missing_ok=True)
+            self.faults.unlink(missing_ok=True)
             self._write({"format": RUN_FORMAT, "recipe": wanted, "facts": facts, "finished": False, "changes": []})
         remove_incomplete(self.checkpoints)
 
@@ -182,7 +190,7 @@ class RunFolder:
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             (checkpoint / MARKER).unlink(missing_ok=True)
         self._write({"format": RUN_FORMAT, "recipe": {}, "finished": False})
-        for file in (self.log, self.path / RESULTS_NAME, self.path / GALLERY_NAME):
+        for file in (self.log, self.faults, self.path / RESULTS_NAME, self.path / GALLERY_NAME):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.tensorboard, self.model):
             if folder.exists():

@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from routing_experts.data.collate import EncodedDataset, example_key
+from routing_experts.data.collate import example_key
+from routing_experts.data.dataset import EncodedDataset
 from routing_experts.errors import TrainingError
 from routing_experts.training.folder import last_complete
 

@@ -29,6 +29,7 @@ NAMED_STAGES = {
     "pretraining": PRETRAINING_STAGE,
 }
 QUANTIZATIONS = ("8bit", "4bit")
+ON_FAULT = ("error", "skip")
 REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
@@ -38,24 +39,38 @@ class DataSettings:
     """What is trained on.
 
     Attributes:
-        source: ``digits``, or the path of a JSON file in LLaVA's layout.
-        images: the folder that the file's image paths are relative to; the file's own by default.
-        records: how many records to use; needed for digits, all of a file by default.
+        source: ``digits``; a ``.json`` or ``.jsonl`` file in LLaVA's layout or of chat messages; a folder with
+            ``metadata.jsonl``; parquet files; or a set's name on the hub.
+        images: the folder that image paths are relative to; the file's own by default.
+        subset, split: of a set on the hub.
+        records: how many of the first records to use; needed for digits, all by default.
         held_out: how many of them, the last, are not trained on but asked every ``training.eval_steps``.
-        prompt_format: ``chat_template`` or ``vicuna_v1``.
+        prompt_format: one of ``data.prompts.FORMATS``.
         max_length: longest dialogue in tokens.
         digits: settings of the digits task.
+        pad_to_square: pad pictures to squares in the mean colour, as LLaVA does, where the processor would crop their
+            middle; the model's own processor does so from then on.
         keep_encoded: keep encoded dialogues in memory between epochs.
+        workers: processes that read and encode ahead of training; 0 for none.
+        on_fault: what a record that cannot be used does: ``error`` ends the run, ``skip`` leaves it out, lists it in
+            ``faults.jsonl``, and the next record that can be used stands in for it.
+        max_faulty: with ``skip``, the share of records that may be left out.
     """
 
     source: str = DIGITS
     images: str | None = None
+    subset: str | None = None
+    split: str = "train"
     records: int | None = None
     held_out: int = 0
     prompt_format: str = "chat_template"
     max_length: int = 2048
     digits: DigitsTask = field(default_factory=DigitsTask)
+    pad_to_square: bool = False
     keep_encoded: bool = True
+    workers: int = 0
+    on_fault: str = "error"
+    max_faulty: float = 0.01
 
     def __post_init__(self) -> None:
         if self.prompt_format not in FORMATS:
@@ -64,6 +79,17 @@ class DataSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name}={value}: it is a count of at least 1. Raise it.")
+        if self.on_fault not in ON_FAULT:
+            raise ConfigError(f"data.on_fault={self.on_fault!r}: it must be one of {', '.join(ON_FAULT)}.")
+        if not 0 <= self.max_faulty < 1:
+            raise ConfigError(f"data.max_faulty={self.max_faulty}: a share of the records lies from 0 to below 1.")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers={self.workers}: it must not be negative. Give 0 for none.")
+        if self.workers and self.keep_encoded:
+            raise ConfigError(
+                f"data.workers={self.workers} with data.keep_encoded: what a worker encoded is kept by nobody else. "
+                "Set keep_encoded to false, or workers to 0."
+            )
         if self.held_out < 0:
             raise ConfigError(f"data.held_out={self.held_out}: it must not be negative. Raise it.")
         if self.records is not None and self.held_out >= self.records:
@@ -108,6 +134,8 @@ class TrainingSettings:
         steps: optimiser steps of the whole run, all stages together.
         batch_size: dialogues a process takes a step, before accumulation.
         accumulation: batches summed before a step.
+        length_window: so many steps' records are sorted by length together, which pads less but lets steps differ; 1
+            sorts within a step alone, which changes no step.
         records_a_step: dialogues of a step, over all processes; says what ``accumulation`` is then.
         learning_rate: of adapters, routers and routing tokens.
         base_learning_rate: of the base model's parameters.
@@ -126,6 +154,7 @@ class TrainingSettings:
     batch_size: int = 64
     accumulation: int = 1
     records_a_step: int | None = None
+    length_window: int = 1
     learning_rate: float = 4e-4
     base_learning_rate: float = 2e-6
     lr_schedule: str = "cosine"
@@ -144,8 +173,8 @@ class TrainingSettings:
     report_to: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulation", "records_a_step", "logging_steps", "eval_steps", "save_steps")
-        for name in (*counts, "save_total_limit"):
+        counts = ("steps", "batch_size", "accumulation", "records_a_step", "length_window", "logging_steps")
+        for name in (*counts, "eval_steps", "save_steps", "save_total_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"training.{name}={value}: it is a count of at least 1. Raise it.")

@@ -19,10 +19,13 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments
 
 from routing_experts.config import CONTROL_GATES
-from routing_experts.data.collate import Collator, EncodedDataset
+from routing_experts.data.collate import Collator
+from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.encode import Encoder
+from routing_experts.data.faults import Fault
 from routing_experts.data.readers.sources import load_records
+from routing_experts.data.square import padding_to_square
 from routing_experts.errors import (
     CheckpointError,
     ConfigError,
@@ -34,6 +37,7 @@ from routing_experts.models.load import from_pretrained, is_routed_folder, load_
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.checks import check_engine
+from routing_experts.training.faults import FaultLog
 from routing_experts.training.folder import CONTENTS, RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
@@ -117,7 +121,12 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
     """Trains what is left to train in a folder that has begun."""
     last = _last_of(folder)
     processor = load_processor(recipe.model)
-    datasets = build_datasets(recipe, processor)
+    if recipe.data.pad_to_square:
+        processor = padding_to_square(processor)
+    faults: list[Fault] = []
+    datasets = build_datasets(recipe, processor, faults)
+    fault_log = FaultLog(folder.faults, len(datasets[0]) + len(faults), recipe.data.max_faulty)
+    fault_log.add(faults)
     if recipe.lora is not None:
         target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there
     model = make_model(recipe, processor)
@@ -137,7 +146,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
                     model = make_model(recipe, processor)
                     load_weights(model, last)
                 callbacks = [bar, guard, journal, RateWatch(console, recipe, stage), HeldOut(console)]
-                trainer, last = _train_stage(recipe, stage, model, processor, datasets, callbacks, last)
+                trainer, last = _train_stage(recipe, stage, model, processor, datasets, fault_log, callbacks, last)
                 if guard.interrupted and (trainer is None or trainer.state.global_step < recipe.training.steps):
                     raise InterruptedRunError(
                         f"interrupted: {last} is complete and nothing was lost. Run the same command to go on from "
@@ -172,34 +181,48 @@ def _check_paths(recipe: Recipe) -> None:
         )
 
 
-def build_datasets(recipe: Recipe, processor: Any) -> tuple[EncodedDataset, EncodedDataset | None]:
+def build_datasets(
+    recipe: Recipe, processor: Any, faults: list[Fault] | None = None
+) -> tuple[EncodedDataset, EncodedDataset | None]:
     """The recipe's records, encoded on first use: those that train, and the held-out ones behind them.
 
     Those that would begin another step at an epoch's end are left out: how a step's records are divided among batches
     and processes would decide where the next epoch begins.
+
+    Args:
+        recipe: of the run.
+        processor: the base's.
+        faults: takes those of records that are left out, where the recipe says so.
 
     Raises:
         RecordError: if the records cannot be read.
         TrainingError: if they do not fill one step.
     """
     settings, a_step = recipe.data, recipe.training.dialogues_on(num_processes())
-    encoder = Encoder(processor, settings.prompt_format, settings.max_length)
-    records: Any = settings.digits
-    if settings.source != DIGITS:
-        records = load_records(Path(settings.source), settings.images and Path(settings.images), settings.records)
-    size = settings.records if settings.source == DIGITS else len(records)
-    assert size is not None
+    encoder, leaves_out = Encoder(processor, settings.prompt_format, settings.max_length), settings.on_fault == "skip"
+    if settings.source == DIGITS:
+        assert settings.records is not None
+        records, numbers = settings.digits, range(settings.records)
+    else:
+        found = faults if leaves_out else None  # those of records that cannot even be read
+        records = load_records(
+            settings.source, settings.images, settings.records, settings.subset, settings.split, faults=found
+        )
+        numbers = records.numbers
+    size = len(numbers)
     num_trained = max(0, size - settings.held_out)
     if num_trained < a_step:
         raise TrainingError(
             f"{num_trained} records to train on for steps of {a_step} (batch_size times accumulation times processes): "
             "not one step would be full. Lower training.batch_size, or give more records."
         )
-    trained = EncodedDataset(records, num_trained - num_trained % a_step, encoder, settings.keep_encoded)
+    size_trained = num_trained - num_trained % a_step
+    trained = EncodedDataset(records, size_trained, encoder, settings.keep_encoded, leaves_out, numbers)
     if not settings.held_out:
         return trained, None
     behind = [records[index] for index in range(num_trained, size)]
-    return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded)
+    held_out = numbers[num_trained:]
+    return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded, leaves_out, held_out)
 
 
 def _last_of(folder: RunFolder) -> Path | None:
@@ -218,6 +241,7 @@ def _train_stage(
     model: Any,
     processor: Any,
     datasets: tuple[EncodedDataset, EncodedDataset | None],
+    fault_log: FaultLog,
     callbacks: list[Any],
     last: Path | None,
 ) -> tuple[RoETrainer | None, Path | None]:
@@ -233,6 +257,7 @@ def _train_stage(
         stage=stage,
         model=model,
         args=training_arguments(recipe, model),
+        fault_log=fault_log,
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
         data_collator=_collator(processor, datasets[0], is_sharded(recipe.training.sharding)),
@@ -312,6 +337,8 @@ def training_arguments(recipe: Recipe, model: Any = None) -> TrainingArguments:
         disable_tqdm=True,
         seed=settings.seed,
         dataloader_drop_last=True,
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_persistent_workers=recipe.data.workers > 0,
         remove_unused_columns=False,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         **engine_arguments(settings.sharding, model),

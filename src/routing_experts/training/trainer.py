@@ -29,6 +29,7 @@ from routing_experts.nn.losses import (
     skip_rate_per_example,
     sparsity_pressure,
 )
+from routing_experts.training.faults import FaultLog
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses, check_numbers
 from routing_experts.training.lora import base_of, without_dropout
@@ -53,6 +54,7 @@ class RoETrainer(Trainer):
     Args:
         recipe: of the whole run.
         stage: the stage that these steps belong to.
+        fault_log: of the run's records.
         **kwargs: the Trainer's own.
 
     Attributes:
@@ -60,9 +62,9 @@ class RoETrainer(Trainer):
         mean_skip_rate: of the routed layers, averaged over the last steps of all processes; None before the first.
     """
 
-    def __init__(self, *, recipe: Recipe, stage: Stage, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, stage: Stage, fault_log: FaultLog, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.recipe, self.stage = recipe, stage
+        self.recipe, self.stage, self.fault_log = recipe, stage, fault_log
         self.compute_metrics = self._held_out
         self.model_accepts_loss_kwargs = False  # the loss is a mean over examples already; accumulation averages it
         self.window = LossWindow()
@@ -153,6 +155,7 @@ class RoETrainer(Trainer):
 
     def _forward(self, model: nn.Module, inputs: dict[str, Tensor], gate: GateSettings | None) -> Any:
         """The model's outputs, and what its routers decided; None where nothing is routed."""
+        self.fault_log.take(inputs)
         if gate is None:
             return model(**model_inputs(inputs), use_cache=False), None
         context = routing_context(
@@ -188,9 +191,9 @@ class RoETrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
         """The same records a step in whatever batches; accelerate would shuffle alike, but batches of any lengths."""
         dataset: Any = train_dataset or self.train_dataset
-        shuffled = SeedableRandomSampler(dataset, data_seed=self.args.seed)
+        shuffled, window = SeedableRandomSampler(dataset, data_seed=self.args.seed), self.recipe.training.length_window
         batches, processes = self.args.gradient_accumulation_steps, self.args.world_size
-        return StepOrder(shuffled, self.args.train_batch_size, batches, processes, dataset.length)
+        return StepOrder(shuffled, self.args.train_batch_size, batches, processes, dataset.extent, window)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All held-out records: training's leave the last incomplete batch out."""
@@ -223,9 +226,12 @@ class RoETrainer(Trainer):
         """Takes the step's skip rates into the running mean, and looks at its losses.
 
         Raises:
-            TrainingError: if a loss is no number or has exploded; nothing has been saved since.
+            TrainingError: if a loss is no number or has exploded, or too many records are faulty; nothing has been
+                saved since.
         """
         dataset: Any = self.train_dataset
+        if self.recipe.data.on_fault == "skip":
+            self.fault_log.close_step(self.accelerator)
         self._step_losses.check(self.accelerator, dataset, self.state.global_step, Path(str(self.args.output_dir)))
         if self._step_rates:
             step = float(self.accelerator.reduce(torch.stack(self._step_rates).mean(), reduction="mean"))

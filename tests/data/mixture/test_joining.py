@@ -43,7 +43,7 @@ def test_shares_are_exact_in_total_and_within_one_in_each(counts: Counter, share
 def test_a_drawing_meets_its_counts_in_any_order(counts: Counter, share: float, draw) -> None:
     """Whatever order strata come in, each gives what was wanted of it."""
     wanted = shares(counts, share)
-    records = [stratum for stratum in counts.elements()]
+    records = list(counts.elements())
     draw.shuffle(records)
     drawing = Drawing(counts, wanted, seed=str(draw.random()))
     kept = [stratum for n, stratum in enumerate(records) if drawing(Item(n, item_of(n, *stratum)))]

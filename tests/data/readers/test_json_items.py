@@ -100,8 +100,7 @@ def test_a_file_cut_anywhere_is_refused_behind_its_whole_records(tmp_path, monke
     for cut in range(1, len(content)):
         path, read = write(tmp_path, content[:cut]), []
         with pytest.raises(RecordError) as caught:
-            for item in JsonItems(path):
-                read.append(item.value)
+            read.extend(item.value for item in JsonItems(path))
         whole = sum(end <= cut for end in ends)
         if "is not UTF-8" not in str(caught.value):
             assert f": record {whole}: not JSON" in str(caught.value), (cut, str(caught.value))

@@ -1,4 +1,4 @@
-"""Guards the layouts of records: what is read, that digits round trip, and that every fault names file, record, field."""
+"""Guards the layouts of records: what is read, that digits round trip, and that faults name file, record, field."""
 
 import copy
 import json

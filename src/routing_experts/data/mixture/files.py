@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -63,7 +64,7 @@ def format_of(head: bytes) -> str | None:
 
 
 @cache
-def _formats() -> list[tuple[str, object]]:
+def _formats() -> list[tuple[str, Any]]:
     """Pillow's formats that tell themselves by their first bytes, the common ones first."""
     Image.init()
     return [(name, Image.OPEN[name][1]) for name in Image.ID if Image.OPEN[name][1] is not None]

@@ -52,6 +52,7 @@ class Look:
     max_length: int | None = None
 
     def __call__(self, block: Sequence[Shown]) -> list[Seen]:
+        """What was found of each record of a block."""
         return [self._one(shown) for shown in block]
 
     def _one(self, shown: Shown) -> Seen:

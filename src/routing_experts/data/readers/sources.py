@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from routing_experts.data.faults import Fault
 from routing_experts.data.readers.items import Item, Items
 from routing_experts.data.readers.json_items import LINES, JsonItems
 from routing_experts.data.readers.layouts import read_record
@@ -97,12 +98,14 @@ def load_records(
     limit: int | None = None,
     subset: str | None = None,
     split: str = "train",
+    faults: list[Fault] | None = None,
 ) -> Records:
     """Reads and checks a source once; a table's rows are checked when they are used.
 
     Args:
         name, images, subset, split: see ``open_source``.
         limit: reads only so many of the first records; all of them by default.
+        faults: takes what is wrong with records, which are left out then; None to raise at the first.
 
     Raises:
         ConfigError: if the limit is below 1.
@@ -120,7 +123,13 @@ def load_records(
     for item in source.items:
         if limit is not None and item.index >= limit:
             break
-        source.record(item)
+        try:
+            source.record(item)
+        except RecordError as error:
+            if faults is None:
+                raise
+            faults.append(Fault(item.index, str(error)))
+            continue
         numbers.append(item.index)
         starts.append(item.start)
         ends.append(item.end)
