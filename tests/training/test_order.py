@@ -30,20 +30,24 @@ def steps(indices: Iterator[int], size: int) -> list[list[int]]:
     return found
 
 
+def extents_of(draw, count: int) -> list[tuple[bool, int]]:
+    return [(draw.random() < 0.5, draw.randint(1, 9)) for _ in range(count)]
+
+
 @given(SIZES, st.randoms(use_true_random=False), st.integers(0, 3))
 def test_a_step_keeps_its_records_in_any_division(sizes: tuple[int, int, int, int], draw, epoch: int) -> None:
     """Against a shuffle of its own: accelerate's epoch, cut into steps, is what trains."""
     batch_size, batches, processes, num_steps = sizes
     a_step = batch_size * batches * processes
-    lengths = [draw.randint(1, 9) for _ in range(a_step * num_steps)]
-    order = StepOrder(shuffle(len(lengths)), batch_size, batches, processes, lengths.__getitem__)
-    plain = shuffle(len(lengths))
+    extents = extents_of(draw, a_step * num_steps)
+    order = StepOrder(shuffle(len(extents)), batch_size, batches, processes, extents.__getitem__)
+    plain = shuffle(len(extents))
     for one in (order, plain):
         one.set_epoch(epoch)
 
     found, expected = steps(iter(order), a_step), steps(iter(plain), a_step)
 
-    assert len(order) == len(lengths)
+    assert len(order) == len(extents)
     assert [sorted(step) for step in found] == [sorted(step) for step in expected]
 
 
@@ -51,35 +55,65 @@ def test_a_step_keeps_its_records_in_any_division(sizes: tuple[int, int, int, in
 def test_batches_are_of_like_lengths_and_dealt_out_evenly(sizes: tuple[int, int, int, int], draw) -> None:
     """What is summed later is never longer than what came before; processes get equal shares of each."""
     batch_size, batches, processes, _ = sizes
-    lengths = [draw.randint(1, 9) for _ in range(batch_size * batches * processes)]
-    order = StepOrder(shuffle(len(lengths)), batch_size, batches, processes, lengths.__getitem__)
+    extents = extents_of(draw, batch_size * batches * processes)
+    order = StepOrder(shuffle(len(extents)), batch_size, batches, processes, extents.__getitem__)
 
-    found = [[lengths[index] for index in batch] for batch in BatchSampler(order, batch_size, drop_last=True)]
+    found = [[extents[index] for index in batch] for batch in BatchSampler(order, batch_size, drop_last=True)]
 
     rounds = [found[start : start + processes] for start in range(0, len(found), processes)]
     assert len(rounds) == batches
     for earlier, later in pairwise(rounds):
         assert min(map(min, earlier)) >= max(map(max, later))
     for together in rounds:
-        ranked = sorted((length for batch in together for length in batch), reverse=True)
+        ranked = sorted((extent for batch in together for extent in batch), reverse=True)
         assert together == [ranked[process::processes] for process in range(processes)]
 
 
-def test_digits_pad_a_third_as_much_in_batches_of_sixteen() -> None:
-    """Guards what it is for: padding of the digits recipe's steps, beside one batch of 64."""
+@given(SIZES, st.randoms(use_true_random=False), st.integers(2, 4))
+def test_a_window_s_steps_are_alike_however_they_are_divided(
+    sizes: tuple[int, int, int, int], draw, window: int
+) -> None:
+    """Guards runs over processes: a step's records are the same ones, and every record comes once an epoch."""
+    batch_size, batches, processes, num_steps = sizes
+    a_step = batch_size * batches * processes
+    extents = extents_of(draw, a_step * num_steps * window)
+    divided = StepOrder(shuffle(len(extents)), batch_size, batches, processes, extents.__getitem__, window)
+    whole = StepOrder(shuffle(len(extents)), a_step, 1, 1, extents.__getitem__, window)
+
+    found = steps(iter(divided), a_step)
+
+    assert [sorted(step) for step in found] == [sorted(step) for step in steps(iter(whole), a_step)]
+    assert sorted(index for step in found for index in step) == list(range(len(extents)))
+    plain = steps(iter(shuffle(len(extents))), a_step * window)
+    for together, expected in zip(steps(iter(found), window), plain, strict=True):
+        assert sorted(index for step in together for index in step) == sorted(expected)
+        ranked = sorted(together, key=lambda step: max(extents[n] for n in step), reverse=True)
+        for earlier, later in pairwise(ranked):
+            assert min(extents[index] for index in earlier) >= max(extents[index] for index in later)
+
+
+def padding(extents: list[tuple[bool, int]], batch_size: int, window: int) -> int:
+    """Tokens that batches of a step of 64 are filled up with."""
+    order = StepOrder(shuffle(len(extents)), batch_size, 64 // batch_size, 1, extents.__getitem__, window)
+    batches = [[extents[index][1] for index in batch] for batch in BatchSampler(order, batch_size, drop_last=True)]
+    return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+
+
+def test_grouped_batches_of_digits_pad_a_third_of_what_shuffled_ones_do() -> None:
+    """Guards what it is for; steps that keep their records save nearly as much as steps of like lengths."""
     digits = DigitsTask(split="train", seed=3, min_turns=1, max_turns=3)
-    dataset = EncodedDataset(digits, 640, Encoder(load_processor("pocket")))
-    lengths = [dataset.extent(index)[1] for index in range(640)]
+    dataset = EncodedDataset(digits, 1280, Encoder(load_processor("pocket")))
+    extents = [dataset.extent(index) for index in range(1280)]
 
-    def padding(batch_size: int) -> int:
-        order = StepOrder(shuffle(640), batch_size, 64 // batch_size, 1, lengths.__getitem__)
-        batches = [[lengths[index] for index in batch] for batch in BatchSampler(order, batch_size, drop_last=True)]
-        return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+    shuffled = [extents[index][1] for index in shuffle(1280)]
+    batches = [shuffled[start : start + 16] for start in range(0, 1280, 16)]
+    wasted = sum(len(batch) * max(batch) - sum(batch) for batch in batches)
 
-    assert padding(16) * 3 < padding(64)
+    assert 2 * padding(extents, 16, 1) < wasted < padding(extents, 64, 1)
+    assert 3 * padding(extents, 16, 4) < wasted
 
 
-def test_lengths_are_tokens_where_they_are_kept_and_characters_otherwise() -> None:
+def test_extents_are_tokens_where_they_are_kept_and_characters_otherwise() -> None:
     """A picture counts for many words, and none is opened to tell."""
     encoder = Encoder(load_processor("pocket"))
     asked, told = Turn("How many digits are there?", "nine"), Turn("And the sum?", "thirty-one")
@@ -88,9 +122,9 @@ def test_lengths_are_tokens_where_they_are_kept_and_characters_otherwise() -> No
     kept = EncodedDataset([short, long], 2, encoder)
     streamed = EncodedDataset([short, long, seen], 3, _refuses, keep=False)  # type: ignore[arg-type]
 
-    assert [kept.length(index) for index in range(2)] == [len(encoder(one).input_ids) for one in (short, long)]
-    assert [streamed.length(index) for index in range(2)] == [30, 30 + len("And the sum?thirty-one")]
-    assert streamed.length(2) > 1000
+    assert [kept.extent(index) for index in range(2)] == [(False, len(encoder(one).input_ids)) for one in (short, long)]
+    assert [streamed.extent(n) for n in range(2)] == [(False, 30), (False, 30 + len("And the sum?thirty-one"))]
+    assert streamed.extent(2) > (True, 1000)
 
 
 def _refuses(record: Record) -> None:

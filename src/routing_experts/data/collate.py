@@ -72,7 +72,7 @@ def _with_stand_in(dialogues: Sequence[Encoded], stand_in: Encoded) -> list[Enco
     """The shortest dialogue gets the picture behind it."""
     shortest = min(range(len(dialogues)), key=lambda row: len(dialogues[row].input_ids))
     behind = dialogues[shortest]
-    pairs = {
+    pairs: dict[str, Any] = {
         name: torch.cat([getattr(behind, name), getattr(stand_in, name)])
         for name in ("input_ids", "labels", "segment_ids")
     }

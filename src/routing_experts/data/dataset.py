@@ -1,14 +1,13 @@
 """Records as a dataset that is encoded on the way, and what becomes of those that cannot be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from routing_experts.data.encode import Encoded
+from routing_experts.data.encode import Encoded, Encoder
 from routing_experts.data.faults import UNUSABLE, Fault
-from routing_experts.data.records import Record
 from routing_experts.errors import RecordError
 
 PICTURE_CHARACTERS = 2000  # of text that takes as many tokens as a picture, where nothing is known of it: LLaVA's 576
@@ -33,7 +32,7 @@ class EncodedDataset(Dataset):
         self,
         records: Any,
         size: int,
-        encoder: Callable[[Record], Encoded],
+        encoder: Encoder,
         keep: bool = True,
         stand_ins: bool = False,
         numbers: Sequence[int] | None = None,

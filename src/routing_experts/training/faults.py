@@ -1,4 +1,4 @@
-"""Records that training left out: every process knows of all of them, one writes them down, and too many end the run."""
+"""Records that training left out: every process knows of all, one writes them down, and too many end the run."""
 
 import json
 from collections.abc import MutableMapping, Sequence

@@ -8,6 +8,7 @@ nothing.
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
-from routing_experts.training.recipe import Recipe, recipe_values
+from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.sharding import engine_arguments, engine_forgotten, is_sharded
 from routing_experts.training.trainer import RoETrainer
@@ -200,15 +201,7 @@ def build_datasets(
     """
     settings, a_step = recipe.data, recipe.training.dialogues_on(num_processes())
     encoder, leaves_out = Encoder(processor, settings.prompt_format, settings.max_length), settings.on_fault == "skip"
-    if settings.source == DIGITS:
-        assert settings.records is not None
-        records, numbers = settings.digits, range(settings.records)
-    else:
-        found = faults if leaves_out else None  # those of records that cannot even be read
-        records = load_records(
-            settings.source, settings.images, settings.records, settings.subset, settings.split, faults=found
-        )
-        numbers = records.numbers
+    records, numbers = _records(settings, faults if leaves_out else None)
     size = len(numbers)
     num_trained = max(0, size - settings.held_out)
     if num_trained < a_step:
@@ -223,6 +216,17 @@ def build_datasets(
     behind = [records[index] for index in range(num_trained, size)]
     held_out = numbers[num_trained:]
     return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded, leaves_out, held_out)
+
+
+def _records(settings: DataSettings, faults: list[Fault] | None) -> tuple[Any, Sequence[int]]:
+    """What is trained on by index, and the records' numbers in their source."""
+    if settings.source == DIGITS:
+        assert settings.records is not None
+        return settings.digits, range(settings.records)
+    records = load_records(
+        settings.source, settings.images, settings.records, settings.subset, settings.split, faults=faults
+    )
+    return records, records.numbers
 
 
 def _last_of(folder: RunFolder) -> Path | None:

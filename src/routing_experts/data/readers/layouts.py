@@ -3,8 +3,8 @@
 LLaVA's: ``{"id": "7", "image": "coco/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
 {"from": "gpt", "value": "A kite."}]}``. Chat messages: ``{"images": ["coco/7.jpg"], "messages": [{"role": "user",
 "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A kite."}]}``; a
-content that is text has its placeholders in it. A leading message from ``system`` is allowed in both; fields that are not
-read are ignored.
+content that is text has its placeholders in it. A leading message from ``system`` is allowed in both; fields that are
+not read are ignored.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,169 @@
+"""Guards `data check`: every kind of fault is found, counted by source and named, and nothing else is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from routing_experts.data.mixture.check import check_mixture
+from routing_experts.data.mixture.files import format_of, look_at
+from routing_experts.data.mixture.lengths import TokenCounter
+from routing_experts.data.mixture.looking import Look
+from routing_experts.data.readers.sources import open_source
+from routing_experts.records import MixtureCheck
+
+TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A kite."}]
+TEXT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}] * 2
+
+
+def picture(side: int = 8) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Pictures in order, and one of everything that is wrong with pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "coco").mkdir()
+    (folder / "ocr").mkdir()
+    picture().save(folder / "coco" / "good.jpg")
+    picture().save(folder / "ocr" / "png.jpg", "PNG")
+    picture().convert("CMYK").save(folder / "ocr" / "cmyk.jpg")
+    picture().convert("P").save(folder / "ocr" / "palette.gif")
+    picture().convert("L").save(folder / "ocr" / "grey.png")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(folder / "ocr" / "sixteen.png")
+    picture().save(folder / "ocr" / "moving.gif", save_all=True, append_images=[picture(8).rotate(90)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().crop((0, 0, 8, 4)).save(folder / "ocr" / "turned.jpg", exif=exif)
+    (folder / "ocr" / "empty.jpg").write_bytes(b"")
+    (folder / "ocr" / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    (folder / "ocr" / "noise.jpg").write_bytes(b"\x00\x01\x02 no picture")
+    whole = (folder / "coco" / "good.jpg").read_bytes()
+    (folder / "ocr" / "cut.jpg").write_bytes(whole[: len(whole) - 100])
+    (folder / "ocr" / "folder.jpg").mkdir()
+    return folder
+
+
+FINE = ("png.jpg", "cmyk.jpg", "palette.gif", "grey.png", "sixteen.png", "moving.gif", "turned.jpg")
+BAD = ("empty.jpg", "page.jpg", "noise.jpg")
+
+
+def record(number: int, image: str | list[str] | None = None, talk: list | None = None, **more) -> dict:
+    named = {} if image is None else {"image": image}
+    return {"id": f"r{number}", **named, "conversations": talk or (TEXT if image is None else TALK), **more}
+
+
+def checked(folder: Path, records: list | str, look: Look = Look(), name: str = "set.json") -> MixtureCheck:
+    path = folder / name
+    path.write_text(records if isinstance(records, str) else json.dumps(records), encoding="utf-8")
+    return check_mixture(open_source(path), look, workers=1)
+
+
+def test_a_sound_set_is_counted_by_source(folder):
+    names = [f"ocr/{name}" for name in FINE]
+    found = checked(folder, [record(n, name) for n, name in enumerate([*names, "coco/good.jpg"])] + [record(9)])
+    assert found.is_sound
+    assert [(one.source, one.records, one.turns, one.pictures) for one in found.sources] == [
+        ("ocr", 7, 7, 7),
+        ("coco", 1, 1, 1),
+        ("text only", 1, 2, 0),
+    ]
+    assert [one.misnamed for one in found.sources] == [1, 0, 0]
+    assert found.faults == []
+    assert found.bytes == (folder / "set.json").stat().st_size - 1  # to the end of the last record
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_faulty_pictures_are_found_and_named(folder, verify):
+    """A picture that is cut short shows only when it is decoded."""
+    names = [*BAD, "cut.jpg", "gone.jpg", "folder.jpg"]
+    found = checked(folder, [record(n, f"ocr/{name}") for n, name in enumerate(names)], Look(verify))
+    (source,) = found.sources
+    assert (source.missing, source.unreadable, source.faulty) == (2, 4 if verify else 3, 0)
+    assert not found.is_sound
+    told = {fault.record: (fault.kind, fault.problem) for fault in found.faults}
+    assert set(told) == ({0, 1, 2, 3, 4, 5} if verify else {0, 1, 2, 4, 5})
+    for number, kind, words in (
+        (0, "unreadable", "empty.jpg is empty"),
+        (1, "unreadable", "page.jpg is a text file, not a picture"),
+        (2, "unreadable", "noise.jpg is in no format that Pillow knows"),
+        (4, "missing", "gone.jpg is not there"),
+        (5, "missing", "folder.jpg is a folder"),
+    ):
+        assert told[number][0] == kind
+        assert words in told[number][1]
+        assert told[number][1].startswith(f"{folder / 'set.json'}: record {number}: ")
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (record(1, "coco/good.jpg", [TALK[1], TALK[0]]), "it is 'gpt' where 'human' must speak"),
+        (record(1, "coco/good.jpg", [TALK[0], {"from": "gpt", "value": " "}]), "the answer is empty"),
+        (record(1, None, TALK), "0 pictures, but the questions have 1 <image>"),
+        (record(1, "../coco/good.jpg"), "leaves the image folder"),
+        (record(1, "/etc/hostname"), "leaves the image folder"),
+        (record(1, "coco/good.jpg", TEXT), "1 pictures, but the questions have 0"),
+        ({"id": 1}, "field conversations: it is missing"),
+        ("text", "it is text, but a record is an object"),
+    ],
+)
+def test_faulty_records_are_counted_and_the_rest_goes_on(folder, bad, words):
+    found = checked(folder, [record(0, "coco/good.jpg"), bad, record(2, "coco/good.jpg")])
+    assert sum(one.faulty for one in found.sources) == 1
+    assert sum(one.records for one in found.sources) == 3
+    ((number, kind, problem),) = [(fault.record, fault.kind, fault.problem) for fault in found.faults]
+    assert (number, kind) == (1, "record")
+    assert words in problem
+
+
+def test_a_set_that_is_cut_short_is_told_with_its_byte_and_record(folder):
+    whole = json.dumps([record(n, "coco/gone.jpg") for n in range(3)])
+    found = checked(folder, whole[:-20], name="cut.json")
+    assert found.cut is not None
+    assert f"record 2: not JSON at byte {len(whole) - 20}" in found.cut or "record 2: not JSON at byte" in found.cut
+    assert not found.is_sound
+    assert found.sources[0].missing == 2  # what came before was looked at
+
+
+def test_names_that_are_no_utf_8_and_repeated_ids(folder):
+    """A surrogate in a name is a file that is not there, not a crash; ids that come again are counted."""
+    bad = '[{"id": "r", "image": "coco/\\udcff.jpg", "conversations": %s}, %s, %s]' % (
+        json.dumps(TALK),
+        *(json.dumps(record(5, "coco/good.jpg")) for _ in range(2)),
+    )
+    found = checked(folder, bad)
+    assert (found.sources[0].missing, found.repeated_ids) == (1, 1)
+
+
+def test_lengths_are_held_against_the_limit(folder):
+    """A dialogue of a hundred thousand words is counted, not run through a model."""
+    long = [TALK[0], {"from": "gpt", "value": "word " * 100_000}]
+    look = Look(count_tokens=TokenCounter("pocket"), max_length=100)
+    found = checked(folder, [record(0, "coco/good.jpg"), record(1, "coco/good.jpg", long), record(2)], look)
+    coco, text = found.sources
+    assert coco.lengths is not None
+    assert text.lengths is not None
+    assert (coco.lengths.counted, coco.lengths.over, text.lengths.over) == (2, 1, 0)
+    assert coco.lengths.longest > 100_000
+    assert [(fault.record, fault.kind) for fault in found.faults] == [(1, "long")]
+    assert "more than max_length=100" in found.faults[0].problem
+
+
+def test_decompression_bombs_are_not_decoded(tmp_path, monkeypatch):
+    """30,000 × 30,000 pixels in a small file: a fault, whether or not pictures are decoded whole."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    monkeypatch.undo()
+    kind, problem = look_at(str(tmp_path / "bomb.png"), verify=True) or ("", "")
+    assert (kind, "too large" in problem) == ("unreadable", True)
+
+
+def test_formats_are_told_by_their_first_bytes(tmp_path):
+    for name in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
+        picture().save(tmp_path / name, name)
+        assert format_of((tmp_path / name).read_bytes()[:64]) == name
+    assert format_of(b"\x00" * 64) is None
