@@ -126,7 +126,7 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
         processor = padding_to_square(processor)
     faults: list[Fault] = []
     datasets = build_datasets(recipe, processor, faults)
-    fault_log = FaultLog(folder.faults, len(datasets[0]) + len(faults), recipe.data.max_faulty)
+    fault_log = FaultLog(folder.faults, len(datasets[0].numbers) + len(faults), recipe.data.max_faulty)
     fault_log.add(faults)
     if recipe.lora is not None:
         target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there

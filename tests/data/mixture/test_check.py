@@ -56,10 +56,10 @@ def record(number: int, image: str | list[str] | None = None, talk: list | None 
     return {"id": f"r{number}", **named, "conversations": talk or (TEXT if image is None else TALK), **more}
 
 
-def checked(folder: Path, records: list | str, look: Look = Look(), name: str = "set.json") -> MixtureCheck:
+def checked(folder: Path, records: list | str, look: Look | None = None, name: str = "set.json") -> MixtureCheck:
     path = folder / name
     path.write_text(records if isinstance(records, str) else json.dumps(records), encoding="utf-8")
-    return check_mixture(open_source(path), look, workers=1)
+    return check_mixture(open_source(path), look or Look(), workers=1)
 
 
 def test_a_sound_set_is_counted_by_source(folder):
@@ -131,11 +131,8 @@ def test_a_set_that_is_cut_short_is_told_with_its_byte_and_record(folder):
 
 def test_names_that_are_no_utf_8_and_repeated_ids(folder):
     """A surrogate in a name is a file that is not there, not a crash; ids that come again are counted."""
-    bad = '[{"id": "r", "image": "coco/\\udcff.jpg", "conversations": %s}, %s, %s]' % (
-        json.dumps(TALK),
-        *(json.dumps(record(5, "coco/good.jpg")) for _ in range(2)),
-    )
-    found = checked(folder, bad)
+    records = [record(0, "coco/\udcff.jpg"), record(5, "coco/good.jpg"), record(5, "coco/good.jpg")]
+    found = checked(folder, records)
     assert (found.sources[0].missing, found.repeated_ids) == (1, 1)
 
 

@@ -53,14 +53,16 @@ def open_source(
     if is_table(path):
         return Source(parquet_table(path), root or (path if path.is_dir() else path.parent))
     if path.suffix in (".json", *LINES) or path.exists():
-        _refuse_folder(path)
+        _check_is_file(path)
         return Source(JsonItems(path), root or path.parent)
     if str(name).count("/") == 1:
         return Source(hub_table(str(name), subset, split, limit), root or Path())
     raise RecordError(f"{name}: there is no such file. Correct the path of the records.")
 
 
-def _refuse_folder(path: Path) -> None:
+def _check_is_file(path: Path) -> None:
+    if not path.exists():
+        raise RecordError(f"{path}: there is no such file. Correct the path of the records.")
     if path.is_dir():
         raise RecordError(
             f"{path}: the folder has neither {METADATA} nor parquet files. Give a file of records, or a folder that "

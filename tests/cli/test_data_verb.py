@@ -1,0 +1,108 @@
+"""`roe data`: a set made, checked, halved, joined and trained on, as a user would; and every refusal of the verbs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+FILE = "llava_v1_5_mix.json"
+
+
+@pytest.fixture
+def digits(roe, tmp_path) -> Path:
+    """Sixty records in the layout of LLaVA's mixture."""
+    code, said, _ = roe("data", "export", "digits", tmp_path / "digits", "--layout", "llava", "--records", "60")
+    assert code == 0
+    assert FILE in said
+    return tmp_path / "digits"
+
+
+def test_a_set_is_checked_halved_joined_and_trained_on(roe, digits, tmp_path, monkeypatch):
+    """From one command to the next, images included: a recipe trains end to end from the mixture's layout."""
+    code, said, _ = roe("data", "check", digits / FILE, "--verify-images", "--json")
+    assert code == 0
+    found = json.loads(said)
+    assert sum(one["records"] for one in found["sources"]) == 60
+    assert {one["source"] for one in found["sources"]} >= {"coco/train2017", "ocr_vqa/images", "vg/VG_100K"}
+    assert sum(one["misnamed"] for one in found["sources"]) > 0  # OCR-VQA's covers, as in the mixture
+
+    half = digits / "half.jsonl"
+    code, said, _ = roe("data", "subset", digits / FILE, "--output", half, "--seed", "1")
+    assert code == 0
+    assert "30 records" in said
+    manifest = json.loads((digits / "half.jsonl.manifest.json").read_text())
+    assert (manifest["records"], manifest["parts"][0]["weight"]) == (30, 0.5)
+
+    parts = (f"{digits / FILE}=0.5", f"{half}@{digits}=2")
+    code, said, _ = roe("data", "mix", *parts, "--output", tmp_path / "mix.json", "--images", tmp_path)
+    assert code == 0
+    assert "90 records" in said
+    names = [one["image"] for one in json.loads((tmp_path / "mix.json").read_text()) if "image" in one]
+    assert all(name.startswith("digits/") for name in names)
+
+    made = {
+        "model": "pocket",
+        "output": str(tmp_path / "run"),
+        "data": {"source": str(tmp_path / "mix.json"), "pad_to_square": True, "keep_encoded": False},
+        "training": {"steps": 4, "batch_size": 4, "accumulation": 2, "length_window": 2, "logging_steps": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    code, _, errors = roe("train", tmp_path / "recipe.yaml")
+    assert code == 0, errors
+    assert json.loads((tmp_path / "run" / "model" / "processor_config.json").read_text())["image_processor"]["do_pad"]
+    code, said, errors = roe("evaluate", tmp_path / "run", "--data", half, "--images", digits, "--json", "-")
+    assert code == 0, errors
+
+
+def test_a_faulty_set_is_told_of_and_listed(roe, digits, tmp_path):
+    """Exit code 1, the first faults in words, all of them in a file."""
+    records = json.loads((digits / FILE).read_text())
+    pictured = [n for n, record in enumerate(records) if "image" in record]
+    for number in pictured[:7]:
+        (digits / records[number]["image"]).unlink()
+    records[pictured[7]]["conversations"].reverse()
+    (digits / FILE).write_text(json.dumps(records))
+    code, said, _ = roe("data", "check", digits / FILE, "--list", tmp_path / "faults.jsonl")
+    assert code == 1
+    assert "7 pictures that are not there" in said
+    assert "1 records that training would refuse" in said
+    assert "…" in said
+    listed = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
+    assert sorted(one["record"] for one in listed) == pictured[:8]
+
+
+def test_lengths_are_counted_by_the_model_s_processor(roe, digits):
+    code, said, _ = roe("data", "check", digits / FILE, "--lengths", "pocket", "--max-length", "60")
+    assert "over the limit" in said
+    assert code == ("dialogues over the limit" in said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("check", "none.json"), "none.json: there is no such file"),
+        (("subset", "none.json", "--output", "half.json"), "none.json: there is no such file"),
+        (("subset", "x.json", "--output", "y.json", "--share", "2"), "a share of a set lies below 1"),
+        (("subset", "x.json", "--output", "y.json", "--rule", "mine"), "there is one, authors"),
+        (("subset", "x.json", "--output", "y.json", "--rule", "authors", "--share", "0.3"), "each says which records"),
+        (("mix", "x.json=much", "--output", "y.json"), "weight 'much' is no number"),
+        (("mix", "x.json=0", "--output", "y.json"), "a number above 0"),
+        (("mix", "x.json@pictures", "--output", "y.json"), "not the one above all"),
+        (("mix", "x.json@/elsewhere", "--output", "y.json", "--images", "."), "does not lie below"),
+        (("export", "digits", "folder", "--layout", "coco"), "it is one of llava, lmms-eval"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_said(roe, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = roe("data", *words)
+    assert code in (1, 2)
+    assert message in " ".join(errors.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_not_mixed_into_another_set(roe, digits):
+    code, _, errors = roe("data", "export", "digits", digits, "--layout", "llava")
+    assert code == 1
+    assert "is there already" in errors

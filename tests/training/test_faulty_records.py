@@ -1,0 +1,94 @@
+"""Faults in training data: an error by default; left out, counted and listed where the recipe says so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import quiet_run, settings, weights
+
+from routing_experts.data.digits import DigitsTask
+from routing_experts.data.mixture.export import export_digits
+from routing_experts.errors import RecordError, TrainingError
+from routing_experts.training.recipe import Recipe, recipe_from_dict
+
+RECORDS = 40
+GONE, CUT, EMPTY = 3, 8, 20  # a picture that is not there, one that is cut short, an answer without a word
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The digits in the layout of LLaVA's mixture, with three faulty records."""
+    folder = tmp_path_factory.mktemp("mixture")
+    path = export_digits(folder, RECORDS, DigitsTask(seed=5, text_share=0.0))
+    records = json.loads(path.read_text())
+    (folder / records[GONE]["image"]).unlink()
+    cut = folder / records[CUT]["image"]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    records[EMPTY]["conversations"][1]["value"] = " "
+    path.write_text(json.dumps(records))
+    return folder
+
+
+def recipe(folder: Path, output: Path, training: dict[str, Any] | None = None, **data: Any) -> Recipe:
+    made = settings(output, **({"steps": 8} | (training or {})))
+    source = {"source": str(next(folder.glob("*.json"))), "on_fault": "skip", "max_faulty": 0.2}
+    return recipe_from_dict(made | {"data": source | data})
+
+
+def listed(output: Path) -> dict[int, str]:
+    lines = (output / "faults.jsonl").read_text().splitlines()
+    return {line["record"]: line["problem"] for line in map(json.loads, lines)}
+
+
+def test_by_default_the_first_fault_ends_the_run_before_it_begins(folder, tmp_path):
+    with pytest.raises(RecordError, match=rf"record {GONE} .*is not there"):
+        quiet_run(recipe(folder, tmp_path, on_fault="error"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_faulty_records_are_left_out_counted_and_listed(folder, tmp_path):
+    """Two epochs over what is left: each fault is listed once, by its number in the file."""
+    quiet_run(recipe(folder, tmp_path))
+    found = listed(tmp_path)
+    assert set(found) == {GONE, CUT, EMPTY}
+    assert "is not there" in found[GONE]
+    assert "cut short" in found[CUT]
+    assert "the answer is empty" in found[EMPTY]
+    lines = (tmp_path / "faults.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("training", "data"),
+    [
+        ({"batch_size": 4, "accumulation": 2}, {}),
+        ({}, {"keep_encoded": False}),
+        ({}, {"keep_encoded": False, "workers": 2}),
+    ],
+    ids=["divided", "not kept", "by workers"],
+)
+def test_what_stands_in_is_the_same_however_it_is_read(folder, tmp_path, training, data):
+    """Guards runs over processes: the next record that can be used trains in its place, whoever meets the fault."""
+    whole = weights(quiet_run(recipe(folder, tmp_path / "whole")).model)
+    other = weights(quiet_run(recipe(folder, tmp_path / "other", training, **data)).model)
+    for name, value in whole.items():
+        torch.testing.assert_close(other[name], value, atol=2e-5, rtol=1e-4)
+    assert listed(tmp_path / "other") == listed(tmp_path / "whole")
+
+
+def test_too_many_end_the_run_and_the_list_says_which(folder, tmp_path):
+    """Two of forty are found before the first step, the third while training."""
+    with pytest.raises(TrainingError, match=r"3 of 40 records cannot be used, more than data\.max_faulty=0\.06"):
+        quiet_run(recipe(folder, tmp_path / "late", max_faulty=0.06))
+    assert set(listed(tmp_path / "late")) == {GONE, CUT, EMPTY}
+    with pytest.raises(TrainingError, match="2 of 40 records cannot be used"):
+        quiet_run(recipe(folder, tmp_path / "early", max_faulty=0.03))
+
+
+def test_a_run_that_goes_on_remembers_what_was_left_out(folder, tmp_path):
+    """A list that an earlier part of the run wrote counts; a new run begins an empty one."""
+    (tmp_path / "faults.jsonl").write_text('{"record": 39, "problem": "of another run"}\n')
+    quiet_run(recipe(folder, tmp_path))
+    assert set(listed(tmp_path)) == {GONE, CUT, EMPTY}
