@@ -126,8 +126,10 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
         processor = padding_to_square(processor)
     faults: list[Fault] = []
     datasets = build_datasets(recipe, processor, faults)
-    fault_log = FaultLog(folder.faults, len(datasets[0].numbers) + len(faults), recipe.data.max_faulty)
-    fault_log.add(faults)
+    fault_log = None
+    if recipe.data.on_fault == "skip":
+        fault_log = FaultLog(folder.faults, len(datasets[0].numbers) + len(faults), recipe.data.max_faulty)
+        fault_log.add(faults)
     if recipe.lora is not None:
         target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there
     model = make_model(recipe, processor)
@@ -245,7 +247,7 @@ def _train_stage(
     model: Any,
     processor: Any,
     datasets: tuple[EncodedDataset, EncodedDataset | None],
-    fault_log: FaultLog,
+    fault_log: FaultLog | None,
     callbacks: list[Any],
     last: Path | None,
 ) -> tuple[RoETrainer | None, Path | None]:

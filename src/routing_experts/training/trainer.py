@@ -54,7 +54,7 @@ class RoETrainer(Trainer):
     Args:
         recipe: of the whole run.
         stage: the stage that these steps belong to.
-        fault_log: of the run's records.
+        fault_log: of the run's records, where faulty ones are left out.
         **kwargs: the Trainer's own.
 
     Attributes:
@@ -62,7 +62,7 @@ class RoETrainer(Trainer):
         mean_skip_rate: of the routed layers, averaged over the last steps of all processes; None before the first.
     """
 
-    def __init__(self, *, recipe: Recipe, stage: Stage, fault_log: FaultLog, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, stage: Stage, fault_log: FaultLog | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.recipe, self.stage, self.fault_log = recipe, stage, fault_log
         self.compute_metrics = self._held_out
@@ -155,7 +155,8 @@ class RoETrainer(Trainer):
 
     def _forward(self, model: nn.Module, inputs: dict[str, Tensor], gate: GateSettings | None) -> Any:
         """The model's outputs, and what its routers decided; None where nothing is routed."""
-        self.fault_log.take(inputs)
+        if self.fault_log is not None:
+            self.fault_log.take(inputs)
         if gate is None:
             return model(**model_inputs(inputs), use_cache=False), None
         context = routing_context(
@@ -230,7 +231,7 @@ class RoETrainer(Trainer):
                 saved since.
         """
         dataset: Any = self.train_dataset
-        if self.recipe.data.on_fault == "skip":
+        if self.fault_log is not None:
             self.fault_log.close_step(self.accelerator)
         self._step_losses.check(self.accelerator, dataset, self.state.global_step, Path(str(self.args.output_dir)))
         if self._step_rates:
