@@ -1,0 +1,131 @@
+"""Guards tables: parquet files and sets of the hub give the same records, pictures and errors as files do."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from routing_experts.data.images import load_image
+from routing_experts.data.mixture.check import check_mixture
+from routing_experts.data.mixture.looking import Look
+from routing_experts.data.readers.sources import load_records, open_source
+from routing_experts.data.records import Turn
+from routing_experts.errors import RecordError
+
+datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquets = pytest.importorskip("pyarrow.parquet")
+
+TALK = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A kite."}]
+TEXT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+RED = Image.new("RGB", (6, 4), "red")
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+
+
+def encoded(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def table(rows: list[dict], several: bool = True):
+    kind = datasets.List(datasets.Image()) if several else datasets.Image()
+    message = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    name = "images" if several else "image"
+    return datasets.Dataset.from_list(
+        rows, features=datasets.Features({"messages": datasets.List(message), name: kind})
+    )
+
+
+ROWS = [{"messages": TALK, "images": [RED]}, {"messages": TEXT, "images": []}]
+
+
+@pytest.fixture
+def parquet(tmp_path) -> Path:
+    """Two files of one row each, in a folder."""
+    for number, row in enumerate(ROWS):
+        table([row]).to_parquet(str(tmp_path / f"part-{number}.parquet"))
+    return tmp_path
+
+
+def test_parquet_files_and_folders_of_them_are_records(parquet):
+    first, second = load_records(parquet)
+    assert first.turns == (Turn("<image>What?", "A kite."),)
+    assert np.array_equal(np.asarray(load_image(first.images[0], "r")), np.asarray(RED))
+    assert (second.turns, second.images, second.id) == ((Turn("Hi", "Ho"),), (), "1")
+    (alone,) = load_records(parquet / "part-1.parquet")
+    assert alone.turns == second.turns
+    assert len(load_records(parquet, limit=1)) == 1
+
+
+def test_a_column_of_single_pictures_and_paths_below_the_folder(tmp_path):
+    """A table may name its pictures instead of holding them; names may not leave the folder."""
+    table([{"messages": TALK, "image": RED}], several=False).to_parquet(str(tmp_path / "held.parquet"))
+    (held,) = load_records(tmp_path / "held.parquet")
+    assert load_image(held.images[0], "r").size == (6, 4)
+    (tmp_path / "pictures").mkdir()
+    RED.save(tmp_path / "pictures" / "red.png")
+    rows = [{"messages": TALK, "image": {"path": name, "bytes": None}} for name in ("pictures/red.png", "../red.png")]
+    parquets.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "named.parquet")
+    records = load_records(tmp_path / "named.parquet")
+    assert records[0].images == (tmp_path / "pictures" / "red.png",)
+    with pytest.raises(RecordError, match=r"named\.parquet: record 1 .* leaves the image folder"):
+        records[1]
+
+
+def test_faulty_rows_are_named_when_they_are_used_and_counted_by_check(tmp_path):
+    bad = {"messages": TALK[::-1], "images": [RED]}
+    no_picture = {"messages": TALK, "images": [{"bytes": b"no picture", "path": None}]}
+    cut = {"messages": TALK, "images": [{"bytes": encoded(NOISE)[:1500], "path": None}]}
+    table([ROWS[0], bad, no_picture, cut]).to_parquet(str(tmp_path / "set.parquet"))
+    records = load_records(tmp_path / "set.parquet")
+    with pytest.raises(RecordError, match=r"set\.parquet: record 1 \(id '1'\), messages\[0\]\.role"):
+        records[1]
+    with pytest.raises(RecordError, match=r"record 2 .*are no picture that Pillow knows"):
+        records[2]
+    for verify, faulty in ((False, 2), (True, 3)):
+        found = check_mixture(open_source(tmp_path / "set.parquet"), Look(verify), workers=1)
+        assert sum(one.faulty for one in found.sources) == faulty
+        assert sum(one.records for one in found.sources) == 4
+
+
+def test_a_set_of_the_hub_is_streamed_as_far_as_it_is_asked_for(monkeypatch, tmp_path):
+    """With a limit only so many rows are fetched; without one the whole split is loaded."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    asked, passed = [], []
+
+    def load(name, subset=None, split=None, streaming=False):
+        asked.append((name, subset, split, streaming))
+        whole = table([*ROWS, ROWS[0], ROWS[0]])
+        if not streaming:
+            return whole
+
+        def rows():
+            for row in whole:
+                passed.append(row)
+                yield row
+
+        return datasets.IterableDataset.from_generator(rows, features=whole.features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    first, second = load_records("owner/talks", limit=2, subset="small", split="validation")
+    assert load_image(first.images[0], "r").size == (6, 4)
+    assert second.turns == (Turn("Hi", "Ho"),)
+    assert asked == [("owner/talks", "small", "validation", True)]
+    assert len(passed) <= 3
+    assert len(load_records("owner/talks")) == 4
+    assert asked[1] == ("owner/talks", None, "train", False)
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):
+    (tmp_path / "set.parquet").write_bytes(b"no table")
+    with pytest.raises(RecordError, match=r"set\.parquet: the table cannot be loaded"):
+        load_records(tmp_path / "set.parquet")
+    with pytest.raises(RecordError, match=r"none\.parquet: there is no such file"):
+        load_records(tmp_path / "none.parquet")
+    with pytest.raises(RecordError, match=r"owner/none: the table cannot be loaded"):
+        load_records("owner/none")
+    with pytest.raises(RecordError, match="nothing: there is no such file"):
+        load_records("nothing")
