@@ -66,11 +66,14 @@ def test_faulty_records_are_left_out_counted_and_listed(folder, tmp_path):
         ({"batch_size": 4, "accumulation": 2}, {}),
         ({}, {"keep_encoded": False}),
         ({}, {"keep_encoded": False, "workers": 2}),
+        ({}, {"token_cache": "tokens"}),
     ],
-    ids=["divided", "not kept", "by workers"],
+    ids=["divided", "not kept", "by workers", "from tokens on disk"],
 )
 def test_what_stands_in_is_the_same_however_it_is_read(folder, tmp_path, training, data):
     """Guards runs over processes: the next record that can be used trains in its place, whoever meets the fault."""
+    if "token_cache" in data:
+        data = data | {"token_cache": str(tmp_path / data["token_cache"])}
     whole = weights(quiet_run(recipe(folder, tmp_path / "whole")).model)
     other = weights(quiet_run(recipe(folder, tmp_path / "other", training, **data)).model)
     for name, value in whole.items():

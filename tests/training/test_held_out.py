@@ -15,8 +15,9 @@ from routing_experts.models.load import from_pretrained, load_processor
 from routing_experts.models.model import routing_context
 from routing_experts.nn.losses import cross_entropy_per_example
 from routing_experts.training import run
+from routing_experts.training.datasets import build_datasets
 from routing_experts.training.recipe import recipe_from_dict
-from routing_experts.training.run import build_datasets, train
+from routing_experts.training.run import train
 
 HELD_OUT = 11  # no whole number of batches of eight
 

@@ -16,8 +16,9 @@ from routing_experts.models.load import load_processor
 from routing_experts.records import LogLine
 from routing_experts.training import window
 from routing_experts.training.callbacks import ProgressBar, figures_of
+from routing_experts.training.datasets import build_datasets
 from routing_experts.training.recipe import recipe_from_dict
-from routing_experts.training.run import build_datasets, train
+from routing_experts.training.run import train
 
 LINE = LogLine(30, 0.5, "router_warmup", 1.3, 1.25, 0.251, 0.27, 1.0, 0.1, 1e-3, [0.2, 0.302], 12.0, 12345.6)
 

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from routing_experts.data.encode import Encoded, Encoder
 from routing_experts.data.faults import UNUSABLE, Fault
+from routing_experts.data.token_cache import TokenCache
 from routing_experts.errors import RecordError
 
 PICTURE_CHARACTERS = 2000  # of text that takes as many tokens as a picture, where nothing is known of it: LLaVA's 576
@@ -23,6 +24,7 @@ class EncodedDataset(Dataset):
         keep: whether to keep what was encoded, so that epochs after the first cost nothing; False for sets that do not
             fit in memory.
         numbers: of the records in their source, for messages; their places here by default.
+        tokens: of the same records, on disk; None to tokenise each when it is used.
         stand_ins: a record that cannot be used is replaced by the next that can, and the dialogue says so
             (``Encoded.faults``): what trains in its place depends on the data alone, on any number of processes. False
             to raise.
@@ -36,9 +38,10 @@ class EncodedDataset(Dataset):
         keep: bool = True,
         stand_ins: bool = False,
         numbers: Sequence[int] | None = None,
+        tokens: TokenCache | None = None,
     ) -> None:
         self.records, self.size, self.encoder = records, size, encoder
-        self.keep, self.stand_ins = keep, stand_ins
+        self.keep, self.stand_ins, self.tokens = keep, stand_ins, tokens
         self.numbers = range(size) if numbers is None else numbers
         self._encoded: dict[int, Encoded] = {}
 
@@ -58,7 +61,8 @@ class EncodedDataset(Dataset):
         for ahead in range(self.size):
             place = (index + ahead) % self.size
             try:
-                encoded = self.encoder(self.records[place])
+                record = self.records[place]
+                encoded = self.encoder(record) if self.tokens is None else self.tokens.encode(place, record)
                 return replace(encoded, faults=tuple(faults)) if faults else encoded
             except UNUSABLE as error:
                 if not self.stand_ins:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from routing_experts.data.faults import Fault
-from routing_experts.data.images import load_image
+from routing_experts.data.images import load_image, upright_size
 from routing_experts.data.prompts import Prompt, image_token, render
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import PromptError, RecordError
@@ -68,6 +68,7 @@ class Encoder:
         self.image_token_id = int(processor.image_token_id)
         self.image_token = image_token(processor)
         self.user_header = user_header(processor, prompt_format)
+        self._replacements: dict[tuple[int, int], tuple[str, bool]] = {}
 
     def __call__(self, record: Record) -> Encoded:
         """Encodes a dialogue; an unanswered last question gives a prompt for generation, without labels for it.
@@ -76,6 +77,71 @@ class Encoder:
             RecordError: if pictures and placeholders do not match, a picture cannot be read, or it is too long.
             PromptError: if the dialogue cannot be laid out, or the processor's ids are not those of its text.
         """
+        prompt = self._prompt(record)
+        images = [load_image(image, record.id) for image in record.images]
+        bos = adds_special_tokens(self.processor, prompt.text)
+        try:
+            features = self.processor(
+                text=[prompt.text], images=images or None, add_special_tokens=bos, return_text_replacement_offsets=True
+            )
+        except ValueError as error:
+            raise RecordError(
+                f"record {record.id}: the processor refuses it ({error}). Mend the text or the picture, or leave the "
+                "record out."
+            ) from error
+        written = features.pop("text_replacement_offsets", None) or [[]]
+        encoded = self._encoded(record, _expanded(prompt, written[0]), np.asarray(features.pop("input_ids")[0]))
+        if images:
+            encoded.vision = {name: _stack(value) for name, value in features.items() if name not in _NOT_VISION}
+        if TOKEN_TYPES in features:
+            encoded.token_types = torch.from_numpy(np.asarray(features[TOKEN_TYPES][0]))
+        return encoded
+
+    def without_pixels(self, record: Record) -> Encoded:
+        """The same dialogue with ``vision`` empty: no picture is decoded, its size says what is written for it.
+
+        Raises:
+            RecordError: as encoding does, but for what only decoding shows.
+            PromptError: if the dialogue cannot be laid out.
+        """
+        prompt, end, written = self._prompt(record), 0, []
+        for image in record.images:
+            start = prompt.text.index(self.image_token, end)
+            end = start + len(self.image_token)
+            written.append({"span": (start, end), "replacement": self._written(upright_size(image, record.id))[0]})
+        return self._with_types(self._encoded(record, _expanded(prompt, written)))
+
+    def with_pictures(self, name: str, ids_T: Tensor, segments_T: Tensor, images: Sequence[Image.Image]) -> Encoded:
+        """A dialogue whose ids and segments are known already: its pictures alone go through the processor.
+
+        Args:
+            name: of the record.
+            ids_T, segments_T: as ``without_pixels`` gives them.
+            images: as ``load_image`` gives them, of the sizes that the ids are for.
+        """
+        encoded = self._with_types(Encoded(name, ids_T, _labels(ids_T, segments_T), segments_T))
+        if images:
+            features = self.processor.image_processor(list(images))
+            encoded.vision = {name: _stack(value) for name, value in features.items() if name not in _NOT_VISION}
+        return encoded
+
+    def _with_types(self, encoded: Encoded) -> Encoded:
+        """With token types where the processor gives them: pictures' tokens are of another than text."""
+        if self._written((STAND_IN_SIDE, STAND_IN_SIDE))[1]:
+            encoded.token_types = (encoded.input_ids == self.image_token_id).long()
+        return encoded
+
+    def _written(self, size: tuple[int, int]) -> tuple[str, bool]:
+        """What the processor writes for a picture of a size, and whether it gives token types; a size is asked once."""
+        if size not in self._replacements:
+            blank = Image.new("RGB", size)
+            features = self.processor(text=[self.image_token], images=[blank], return_text_replacement_offsets=True)
+            written = features["text_replacement_offsets"][0]
+            self._replacements[size] = (written[0]["replacement"], TOKEN_TYPES in features)
+        return self._replacements[size]
+
+    def _prompt(self, record: Record) -> Prompt:
+        """The dialogue laid out, one placeholder a picture."""
         try:
             prompt = render(self.processor, record.turns, record.system, self.prompt_format)
         except PromptError as error:
@@ -91,30 +157,20 @@ class Encoder:
                 f"record {record.id}: {asked} <image> placeholders but {len(record.images)} pictures. Each picture "
                 "needs exactly one placeholder, in a question and in order: correct the dialogue or the image list."
             )
-        images = [load_image(image, record.id) for image in record.images]
-        bos = adds_special_tokens(self.processor, prompt.text)
-        try:
-            features = self.processor(
-                text=[prompt.text], images=images or None, add_special_tokens=bos, return_text_replacement_offsets=True
-            )
-        except ValueError as error:
-            raise RecordError(
-                f"record {record.id}: the processor refuses it ({error}). Mend the text or the picture, or leave the "
-                "record out."
-            ) from error
-        written = features.pop("text_replacement_offsets", None) or [[]]
-        ids_T = np.asarray(features.pop("input_ids")[0])
+        return prompt
+
+    def _encoded(self, record: Record, prompt: Prompt, ids_T: np.ndarray | None = None) -> Encoded:
+        """A prompt with its pictures' tokens written out; its ids are those of its text unless the processor's come."""
+        read_T, offsets_T2 = tokenize(self.processor, prompt.text)
+        ids_T = read_T if ids_T is None else ids_T
         if len(ids_T) > self.max_length:
             raise RecordError(
                 f"record {record.id}: {len(ids_T)} tokens, more than max_length={self.max_length}; cutting would "
                 "lose answers or image tokens. Raise max_length, or leave the record out."
             )
-        segments_T = self._segments(_expanded(prompt, written[0]), ids_T, record.id)
-        labels_T = np.where((segments_T > CONTEXT) & (segments_T % 2 == 0), ids_T, IGNORED)
-        vision = {k: _stack(v) for k, v in features.items() if k not in _NOT_VISION} if images else {}
-        types = torch.from_numpy(np.asarray(features[TOKEN_TYPES][0])) if TOKEN_TYPES in features else None
-        input_ids, labels, segments = map(torch.from_numpy, (ids_T, labels_T, segments_T))
-        return Encoded(record.id, input_ids, labels, segments, vision, types)
+        _check_ids(ids_T, read_T, record.id)
+        ids, segments = map(torch.from_numpy, (ids_T, self._segments(prompt, ids_T, offsets_T2)))
+        return Encoded(record.id, ids, _labels(ids, segments), segments)
 
     def stand_in(self) -> Encoded:
         """A white picture's tokens alone, as padding: for batches without pictures whose tower has to run all the same.
@@ -134,18 +190,8 @@ class Encoder:
         ignored, padding = torch.full_like(ids, IGNORED), torch.full_like(ids, PADDING)
         return Encoded(encoded.id, ids, ignored, padding, vision, types)
 
-    def _segments(self, prompt: Prompt, ids_T: np.ndarray, name: str) -> np.ndarray:
-        """Segments of the processor's ids, by the characters of the text that it read them from."""
-        read_T, offsets_T2 = tokenize(self.processor, prompt.text)
-        if not np.array_equal(read_T, ids_T):
-            same = min(len(read_T), len(ids_T))
-            where = int(np.argmin(np.append(read_T[:same] == ids_T[:same], False)))
-            raise PromptError(
-                f"record {name}: from token {where} on ({ids_T[where : where + 4].tolist()} instead of "
-                f"{read_T[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
-                "Routing reads from it what it writes for each picture: it has to heed "
-                "return_text_replacement_offsets=True, as transformers' own do. Use one of those."
-            )
+    def _segments(self, prompt: Prompt, ids_T: np.ndarray, offsets_T2: np.ndarray) -> np.ndarray:
+        """Segments of ids, by the characters of the text that they were read from."""
         # Answers' edges alternate, start and end, so counting the passed ones gives question 1, answer 1, question 2 …
         # Added tokens have no place in the text: an EOS at the end takes its predecessor's.
         edges = [edge for span in prompt.answer_spans for edge in span]
@@ -159,6 +205,25 @@ class Encoder:
             segments_T[starts_T < first_user] = CONTEXT
             segments_T[:1] = CONTEXT  # BOS, whether the tokenizer or the template wrote it
         return segments_T
+
+
+def _labels(ids_T: Tensor, segments_T: Tensor) -> Tensor:
+    """The ids of answers; nothing is learned elsewhere."""
+    return torch.where((segments_T > CONTEXT) & (segments_T % 2 == 0), ids_T, IGNORED)
+
+
+def _check_ids(ids_T: np.ndarray, read_T: np.ndarray, name: str) -> None:
+    """Raises ``PromptError`` if a processor's ids are not those of its text."""
+    if np.array_equal(read_T, ids_T):
+        return
+    same = min(len(read_T), len(ids_T))
+    where = int(np.argmin(np.append(read_T[:same] == ids_T[:same], False)))
+    raise PromptError(
+        f"record {name}: from token {where} on ({ids_T[where : where + 4].tolist()} instead of "
+        f"{read_T[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
+        "Routing reads from it what it writes for each picture: it has to heed "
+        "return_text_replacement_offsets=True, as transformers' own do. Use one of those."
+    )
 
 
 def _expanded(prompt: Prompt, written: Sequence[Mapping[str, Any]]) -> Prompt:

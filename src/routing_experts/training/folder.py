@@ -26,7 +26,7 @@ RUN_FORMAT = 1
 HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
-    *("training.eval_steps", "data.max_length", "data.keep_encoded", "data.workers"),
+    *("training.eval_steps", "data.max_length", "data.keep_encoded", "data.workers", "data.token_cache"),
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
     *(
         "training.batch_size",
@@ -41,8 +41,10 @@ CONTENTS = "contents of data.source"
 # What settings were that older runs do not tell of.
 AS_BEFORE = {
     "roe.router_input": "routing_tokens",
-    **{"data.subset": None, "data.split": "train", "data.pad_to_square": False},
-    **{"data.on_fault": "error", "data.max_faulty": 0.01, "data.workers": 0, "training.length_window": 1},
+    "training.length_window": 1,
+    "data.split": "train",
+    "data.on_fault": "error",
+    "data.max_faulty": 0.01,
 }
 # What a run may be mended by on its way, if that is said; anything of its data as well.
 MENDABLE = (CONTENTS, "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")

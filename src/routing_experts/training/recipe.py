@@ -51,6 +51,7 @@ class DataSettings:
         pad_to_square: pad pictures to squares in the mean colour, as LLaVA does, where the processor would crop their
             middle; the model's own processor does so from then on.
         keep_encoded: keep encoded dialogues in memory between epochs.
+        token_cache: a folder for tokens of the set, which runs over the same set share; None to tokenise on the way.
         workers: processes that read and encode ahead of training; 0 for none.
         on_fault: what a record that cannot be used does: ``error`` ends the run, ``skip`` leaves it out, lists it in
             ``faults.jsonl``, and the next record that can be used stands in for it.
@@ -68,6 +69,7 @@ class DataSettings:
     digits: DigitsTask = field(default_factory=DigitsTask)
     pad_to_square: bool = False
     keep_encoded: bool = True
+    token_cache: str | None = None
     workers: int = 0
     on_fault: str = "error"
     max_faulty: float = 0.01

@@ -8,7 +8,6 @@ nothing.
 import hashlib
 import os
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,7 @@ from routing_experts.config import CONTROL_GATES
 from routing_experts.data.collate import Collator
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
-from routing_experts.data.encode import Encoder
 from routing_experts.data.faults import Fault
-from routing_experts.data.readers.sources import load_records
 from routing_experts.data.square import padding_to_square
 from routing_experts.errors import (
     CheckpointError,
@@ -38,13 +35,14 @@ from routing_experts.models.load import from_pretrained, is_routed_folder, load_
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.checks import check_engine
+from routing_experts.training.datasets import build_datasets, open_fault_log, use_token_cache
 from routing_experts.training.faults import FaultLog
 from routing_experts.training.folder import CONTENTS, RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
 from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.processes import is_main_process, lost_the_others, num_processes, on_main
-from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
+from routing_experts.training.recipe import Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.sharding import engine_arguments, engine_forgotten, is_sharded
 from routing_experts.training.trainer import RoETrainer
@@ -126,10 +124,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
         processor = padding_to_square(processor)
     faults: list[Fault] = []
     datasets = build_datasets(recipe, processor, faults)
-    fault_log = None
-    if recipe.data.on_fault == "skip":
-        fault_log = FaultLog(folder.faults, len(datasets[0].numbers) + len(faults), recipe.data.max_faulty)
-        fault_log.add(faults)
+    fault_log = open_fault_log(recipe, folder.faults, datasets[0], faults)
+    use_token_cache(recipe, datasets[0], console)
     if recipe.lora is not None:
         target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there
     model = make_model(recipe, processor)
@@ -182,53 +178,6 @@ def _check_paths(recipe: Recipe) -> None:
             f"model {recipe.model} lies inside output {recipe.output}: the run would overwrite what it starts from. "
             "Give another output folder (--output)."
         )
-
-
-def build_datasets(
-    recipe: Recipe, processor: Any, faults: list[Fault] | None = None
-) -> tuple[EncodedDataset, EncodedDataset | None]:
-    """The recipe's records, encoded on first use: those that train, and the held-out ones behind them.
-
-    Those that would begin another step at an epoch's end are left out: how a step's records are divided among batches
-    and processes would decide where the next epoch begins.
-
-    Args:
-        recipe: of the run.
-        processor: the base's.
-        faults: takes those of records that are left out, where the recipe says so.
-
-    Raises:
-        RecordError: if the records cannot be read.
-        TrainingError: if they do not fill one step.
-    """
-    settings, a_step = recipe.data, recipe.training.dialogues_on(num_processes())
-    encoder, leaves_out = Encoder(processor, settings.prompt_format, settings.max_length), settings.on_fault == "skip"
-    records, numbers = _records(settings, faults if leaves_out else None)
-    size = len(numbers)
-    num_trained = max(0, size - settings.held_out)
-    if num_trained < a_step:
-        raise TrainingError(
-            f"{num_trained} records to train on for steps of {a_step} (batch_size times accumulation times processes): "
-            "not one step would be full. Lower training.batch_size, or give more records."
-        )
-    size_trained = num_trained - num_trained % a_step
-    trained = EncodedDataset(records, size_trained, encoder, settings.keep_encoded, leaves_out, numbers)
-    if not settings.held_out:
-        return trained, None
-    behind = [records[index] for index in range(num_trained, size)]
-    held_out = numbers[num_trained:]
-    return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded, leaves_out, held_out)
-
-
-def _records(settings: DataSettings, faults: list[Fault] | None) -> tuple[Any, Sequence[int]]:
-    """What is trained on by index, and the records' numbers in their source."""
-    if settings.source == DIGITS:
-        assert settings.records is not None
-        return settings.digits, range(settings.records)
-    records = load_records(
-        settings.source, settings.images, settings.records, settings.subset, settings.split, faults=faults
-    )
-    return records, records.numbers
 
 
 def _last_of(folder: RunFolder) -> Path | None:

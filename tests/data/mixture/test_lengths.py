@@ -1,6 +1,7 @@
 """Guards token counts without decoding: what the encoder gives, in every family's processor and for any size."""
 
 import pytest
+import torch
 from PIL import Image
 
 from routing_experts.data.encode import Encoder
@@ -14,7 +15,7 @@ SIZES = [(16, 16), (60, 20), (20, 60), (33, 47)]
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
-def test_counts_are_the_encoder_s(family, monkeypatch, tmp_path):
+def test_counts_and_ids_are_the_encoder_s(family, monkeypatch, tmp_path):
     processor = PROCESSORS[family](monkeypatch)
     monkeypatch.setattr(lengths, "load_processor", lambda model: processor)
     lengths._loaded.cache_clear()
@@ -28,5 +29,10 @@ def test_counts_are_the_encoder_s(family, monkeypatch, tmp_path):
     records += [Record("two", (Turn("First <image>, then <image>: same?", "no"),), tuple(pictures[1:3]))]
     records += [Record("file", (ASK,), (tmp_path / "turned.jpg",))]
     for record in records * 2:  # sizes that were met before, too
-        assert counter(record) == len(encoder(record).input_ids), record
+        whole, plain = encoder(record), encoder.without_pixels(record)
+        assert counter(record) == len(whole.input_ids), record
+        for name in ("input_ids", "labels", "segment_ids", "token_types"):
+            found, expected = getattr(plain, name), getattr(whole, name)
+            assert (found is None and expected is None) or torch.equal(found, expected), (record.id, name)
+        assert plain.vision == {}
     lengths._loaded.cache_clear()

@@ -38,6 +38,10 @@ class Items(Protocol):
         """An item's value once more, when only its place was kept."""
         ...
 
+    def digest(self) -> str:
+        """Another one for other contents."""
+        ...
+
     def where(self, index: int) -> str:
         """How messages name an item."""
         ...

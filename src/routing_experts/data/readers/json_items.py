@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from routing_experts.data.readers.items import Item
 from routing_experts.errors import RecordError
+from routing_experts.records import sha256_of
 
 PIECE = 1 << 20  # bytes read at a time
 # Text of a broken literal or escape that a piece may have cut off: `\ud83d\ude0` is the longest.
@@ -51,6 +52,10 @@ class JsonItems:
         with _opened(self.path) as file:
             file.seek(item.start)
             return json.loads(file.read(item.end - item.start))
+
+    def digest(self) -> str:
+        """Of the file's bytes."""
+        return sha256_of(self.path)
 
     def where(self, index: int) -> str:
         """The file and the record's number."""

@@ -34,6 +34,10 @@ class TableItems:
         """The row of an item's index."""
         return self.table[item.index]
 
+    def digest(self) -> str:
+        """What ``datasets`` knows the table's contents by."""
+        return str(self.table._fingerprint)
+
     def where(self, index: int) -> str:
         """The table and the row's number."""
         return f"{self.name}: record {index}"

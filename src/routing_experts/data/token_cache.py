@@ -1,0 +1,211 @@
+"""Dialogues' tokens on disk, so that of a record only its pictures are left to be read: for runs over the same set.
+
+A cache is named by all that tokens depend on but the sizes of pictures, which it holds: a picture that has changed is
+encoded anew. It is written a part at a time and counts once it is complete.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from routing_experts.data.encode import Encoded, Encoder
+from routing_experts.data.faults import UNUSABLE
+from routing_experts.data.images import load_image, upright_size
+from routing_experts.data.mixture.work import AHEAD, Shared, processes
+from routing_experts.data.records import Record
+from routing_experts.models.load import load_processor
+from routing_experts.records import save_json
+
+FORMAT = 1
+PART = 20_000  # records of one file
+BLOCK = 200  # records that a process takes at a time
+COMPLETE = "complete.json"
+Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, segments, [pictures, 2] widths and heights
+
+
+def cache_name(contents: str, encoder: Encoder) -> str:
+    """What a cache is called: a digest of all that tokens depend on.
+
+    Args:
+        contents: says which records of which bytes they are.
+        encoder: lays them out.
+    """
+    processor = encoder.processor
+    parts = {
+        "format": FORMAT,
+        "contents": contents,
+        "prompt_format": encoder.prompt_format,
+        "max_length": encoder.max_length,
+        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+        "chat_template": processor.chat_template,
+        "processor": processor.to_dict(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+class TokenCache:
+    """A complete cache.
+
+    Args:
+        folder: of its parts.
+        encoder: for pictures, and for records whose tokens are not here.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder) -> None:
+        self.folder, self.encoder = folder, encoder
+        self._parts: dict[int, _Part] = {}
+
+    @staticmethod
+    def is_complete(folder: Path) -> bool:
+        """Whether a folder holds a cache that was written to its end."""
+        return (folder / COMPLETE).is_file()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files stay in their process."""
+        return self.__dict__ | {"_parts": {}}
+
+    def encode(self, index: int, record: Record) -> Encoded:
+        """What the encoder gives of a record.
+
+        Raises:
+            RecordError, PromptError: as the encoder does.
+        """
+        part, place = self._part(index // PART), index % PART
+        first, end = part.starts[place : place + 2]
+        shown = part.pictures[place : place + 2]
+        sizes = part.slice("sizes", *shown) if shown[0] < shown[1] else []
+        images = [load_image(image, record.id) for image in record.images]
+        if first == end or [tuple(size) for size in sizes] != [image.size for image in images]:
+            return self.encoder(record)
+        ids, segments = (
+            torch.from_numpy(part.slice(name, first, end).astype(np.int64)) for name in ("ids", "segments")
+        )
+        return self.encoder.with_pictures(record.id, ids, segments, images)
+
+    def _part(self, number: int) -> "_Part":
+        if number not in self._parts:
+            self._parts[number] = _Part(part_path(self.folder, number))
+        return self._parts[number]
+
+
+class _Part:
+    """One file of a cache: where its records begin is in memory, their tokens are not."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="np")
+        self.starts, self.pictures = (self._file.get_tensor(name) for name in ("starts", "pictures"))
+
+    def slice(self, name: str, start: int, end: int) -> np.ndarray:
+        """Some rows of an array; at least one."""
+        rows: np.ndarray = self._file.get_slice(name)[int(start) : int(end)]
+        return rows
+
+
+def build(
+    folder: Path,
+    records: Any,
+    count: int,
+    tokenise: "Tokenise",
+    workers: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Writes a cache of the first records.
+
+    Args:
+        folder: of its parts; what an earlier call left there unfinished is written over.
+        records: anything with ``[index]`` giving a ``Record``.
+        count: how many of them.
+        tokenise: makes tokens of records, in other processes.
+        workers: how many of these.
+        advance: told of each record.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part: list[Tokens] = []
+    written = 0
+
+    def take(block: Sequence[Record | None], tokens: Sequence[Tokens]) -> None:
+        nonlocal written
+        for one in tokens:
+            part.append(one)
+            if len(part) == PART:
+                _save(part_path(folder, written), part)
+                part.clear()
+                written += 1
+        advance(len(tokens))
+
+    with processes(workers) as pool:
+        shared: Shared[list[Record | None], list[Tokens]] = Shared(pool, tokenise, take, AHEAD * workers)
+        for start in range(0, count, BLOCK):
+            shared.give([_readable(records, index) for index in range(start, min(start + BLOCK, count))])
+        shared.finish()
+    _save(part_path(folder, written), part)
+    save_json(folder / COMPLETE, {"format": FORMAT, "records": count})
+
+
+def _readable(records: Any, index: int) -> Record | None:
+    try:
+        record: Record = records[index]
+    except UNUSABLE:
+        return None  # it is told of when it is used
+    return record
+
+
+@dataclass(frozen=True)
+class Tokenise:
+    """Makes tokens of blocks of records; goes to other processes as it is.
+
+    Attributes:
+        model: whose processor, loaded there on first use.
+        prompt_format, max_length: see ``Encoder``.
+    """
+
+    model: str
+    prompt_format: str
+    max_length: int
+
+    def __call__(self, block: Sequence[Record | None]) -> list[Tokens]:
+        """Ids, segments and pictures' sizes of each; nothing of a record that cannot be used, which is met later."""
+        return [self._one(record) for record in block]
+
+    def _one(self, record: Record | None) -> Tokens:
+        try:
+            if record is not None:
+                encoded = _encoder_of(self).without_pixels(record)
+                sizes = [upright_size(image, record.id) for image in record.images]
+                ids, segments = encoded.input_ids.numpy(), encoded.segment_ids.numpy()
+                return ids.astype(np.int32), segments.astype(np.int16), np.array(sizes, np.int32).reshape(-1, 2)
+        except UNUSABLE:
+            pass  # as above
+        return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros((0, 2), np.int32)
+
+
+@cache
+def _encoder_of(tokenise: Tokenise) -> Encoder:
+    return Encoder(load_processor(tokenise.model), tokenise.prompt_format, tokenise.max_length)
+
+
+def _save(path: Path, part: Sequence[Tokens]) -> None:
+    """Writes records one behind the other, with where each begins."""
+    ids, segments, sizes = ([one[place] for one in part] for place in range(3))
+    arrays = {
+        "ids": np.concatenate([*ids, np.zeros(0, np.int32)]),
+        "segments": np.concatenate([*segments, np.zeros(0, np.int16)]),
+        "sizes": np.concatenate([*sizes, np.zeros((0, 2), np.int32)]),
+        "starts": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        "pictures": np.cumsum([0, *map(len, sizes)], dtype=np.int64),
+    }
+    save_file(arrays, path)
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Where a part lies."""
+    return folder / f"tokens-{number:05d}.safetensors"

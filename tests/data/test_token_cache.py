@@ -1,0 +1,132 @@
+"""Guards tokens on disk: what they give is what the encoder gives, in every family, and stale ones are never used."""
+
+import copy
+
+import pytest
+import torch
+from PIL import Image
+
+from routing_experts.data import token_cache
+from routing_experts.data.encode import Encoded, Encoder
+from routing_experts.data.records import Record, Turn
+from routing_experts.data.token_cache import TokenCache, Tokenise, build, cache_name
+from routing_experts.errors import RecordError
+from routing_experts.models.load import load_processor
+from tiny_processors import PROCESSORS
+
+ASK = Turn("<image>\nWhat is it?", "A kite.")
+
+
+def assert_same(found: Encoded, expected: Encoded) -> None:
+    for name in ("input_ids", "labels", "segment_ids", "token_types"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None and other is None) or torch.equal(one, other), name
+        assert one is None or one.dtype == other.dtype
+    assert found.vision.keys() == expected.vision.keys()
+    for name, value in expected.vision.items():
+        assert torch.equal(found.vision[name], value), name
+
+
+class AtOnce:
+    """A pool that does its work here: processors that tests build cannot be loaded elsewhere."""
+
+    def submit(self, do, block):
+        from concurrent.futures import Future
+
+        future = Future()
+        future.set_result(do(block))
+        return future
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Caches are built in this process, by the processor that is given."""
+    from contextlib import nullcontext
+
+    def use(processor):
+        monkeypatch.setattr(token_cache, "processes", lambda count: nullcontext(AtOnce()))
+        monkeypatch.setattr(token_cache, "load_processor", lambda model: processor)
+        token_cache._encoder_of.cache_clear()
+
+    yield use
+    token_cache._encoder_of.cache_clear()
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_a_cache_gives_what_the_encoder_gives(family, here, monkeypatch, tmp_path):
+    """Several parts, several pictures, none, and turns; from a second reader as from the first."""
+    processor = PROCESSORS[family](monkeypatch)
+    here(processor)
+    monkeypatch.setattr(token_cache, "PART", 2)
+    wide, tall = Image.new("RGB", (60, 20), "red"), Image.new("RGB", (20, 60), "blue")
+    records = [
+        Record("one", (ASK, Turn("Sure?", "yes")), (wide,)),
+        Record("text", (Turn("Add 3 and 4.", "7"),)),
+        Record("two", (Turn("First <image>, then <image>: same?", "no"),), (tall, wide)),
+        Record("later", (ASK, Turn("<image>\nAnd this?", "no")), (wide, tall)),
+        Record("last", (ASK,), (tall,)),
+    ]
+    build(tmp_path, records, len(records), Tokenise(family, "chat_template", 2048), workers=1)
+    assert TokenCache.is_complete(tmp_path)
+    encoder = Encoder(processor)
+    for _ in range(2):
+        cache = TokenCache(tmp_path, encoder)
+        for index in (4, 0, 3, 1, 2):
+            assert_same(cache.encode(index, records[index]), encoder(records[index]))
+
+
+def test_in_processes_of_its_own_from_files(tmp_path):
+    """The pocket model's processor; one record cannot be read, and is refused when it is used as ever."""
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (40, 30), "green").save(picture)
+    records = [Record(str(n), (ASK,), (picture,)) for n in range(3)]
+    records.append(Record("gone", (ASK,), (tmp_path / "none.png",)))
+    build(tmp_path / "cache", records, 4, Tokenise("pocket", "vicuna_v1", 2048), workers=1)
+    encoder = Encoder(load_processor("pocket"), "vicuna_v1")
+    cache = TokenCache(tmp_path / "cache", encoder)
+    assert_same(cache.encode(1, records[1]), encoder(records[1]))
+    with pytest.raises(RecordError, match=r"record gone: picture .* is not there"):
+        cache.encode(3, records[3])
+
+
+def test_a_picture_of_another_size_is_encoded_anew(here, monkeypatch, tmp_path):
+    """Where tokens depend on the size, as Qwen's do, those of the cache would be of another picture."""
+    processor = PROCESSORS["qwen2_5_vl"](monkeypatch)
+    here(processor)
+    before, after = (Record("r", (ASK,), (Image.new("RGB", size),)) for size in ((28, 28), (112, 56)))
+    build(tmp_path, [before], 1, Tokenise("qwen", "chat_template", 2048), workers=1)
+    encoder = Encoder(processor)
+    assert len(encoder(before).input_ids) != len(encoder(after).input_ids)
+    assert_same(TokenCache(tmp_path, encoder).encode(0, after), encoder(after))
+
+
+def test_a_name_says_all_that_tokens_depend_on(processor):
+    """Guards against stale tokens: another of anything is another cache."""
+    other = copy.deepcopy(processor)
+    other.tokenizer.add_tokens(["<new>"])
+    template = copy.deepcopy(processor)
+    template.chat_template += " "
+    names = {
+        cache_name(contents, encoder)
+        for contents, encoder in (
+            ("a", Encoder(processor)),
+            ("b", Encoder(processor)),
+            ("a", Encoder(processor, "vicuna_v1")),
+            ("a", Encoder(processor, max_length=9)),
+            ("a", Encoder(other)),
+            ("a", Encoder(template)),
+        )
+    }
+    assert len(names) == 6
+    assert cache_name("a", Encoder(processor)) == cache_name("a", Encoder(copy.deepcopy(processor)))
+
+
+def test_what_was_left_unfinished_is_no_cache(here, tmp_path, monkeypatch):
+    """A build that is killed leaves parts, and no more: the next one writes over them."""
+    here(load_processor("pocket"))
+    record = Record("r", (Turn("Hi", "Ho"),))
+    monkeypatch.setattr(token_cache, "save_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, [record], 1, Tokenise("pocket", "vicuna_v1", 2048), workers=1)
+    assert list(tmp_path.glob("*.safetensors"))
+    assert not TokenCache.is_complete(tmp_path)
