@@ -1,6 +1,8 @@
 """Guards encoding: labels are exactly the answers and their EOS, ids are those of tokenising in one pass."""
 
+import copy
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from routing_experts.data.digits import DigitsTask
 from routing_experts.data.encode import IGNORED, Encoder, user_header
-from routing_experts.data.prompts import render
+from routing_experts.data.prompts import WRITTEN, render
 from routing_experts.data.records import Record, Turn
 from routing_experts.errors import PromptError, RecordError
 
@@ -69,6 +71,37 @@ def test_ids_are_those_of_tokenising_the_expanded_text_in_one_pass(encoders, rec
     assert encoded.input_ids.dtype == encoded.labels.dtype == encoded.segment_ids.dtype == torch.int64
     assert len(encoded.vision.get("pixel_values", ())) == len(record.images)
     assert set(encoded.vision) == ({"pixel_values"} if record.images else set())
+
+
+@pytest.fixture(scope="module")
+def marked_processor(processor):
+    """The pocket model's processor with the marks of Llama 3 and of ChatML."""
+    marked = copy.deepcopy(processor)
+    marks = [token for layout in WRITTEN.values() for token in layout.tokens]
+    marked.tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    return marked
+
+
+@each_dialogue
+@pytest.mark.parametrize("prompt_format", WRITTEN)
+def test_ids_and_labels_are_those_of_splitting_by_hand(marked_processor, record, prompt_format):
+    """As LLaVA's own code does: pieces between pictures and answers tokenised apart, pictures' ids put in between."""
+    tokenizer, encoder = marked_processor.tokenizer, Encoder(marked_processor, prompt_format)
+    prompt = render(marked_processor, record.turns, record.system, prompt_format)
+    edges = sorted({0, len(prompt.text), *(edge for span in prompt.answer_spans for edge in span)})
+    ids, labels = [], []
+    if not prompt.text.startswith(tokenizer.bos_token):
+        ids, labels = [tokenizer.bos_token_id], [IGNORED]
+    for start, end in itertools.pairwise(edges):
+        for place, chunk in enumerate(prompt.text[start:end].split("<image>")):
+            shown = [encoder.image_token_id] * VISUAL_TOKENS if place else []
+            said = tokenizer(chunk, add_special_tokens=False)["input_ids"]
+            ids += shown + said
+            is_answer = (start, end) in prompt.answer_spans
+            labels += [IGNORED] * len(shown) + (said if is_answer else [IGNORED] * len(said))
+    encoded = encoder(record)
+    assert encoded.input_ids.tolist() == ids
+    assert encoded.labels.tolist() == labels
 
 
 @each_dialogue

@@ -82,14 +82,12 @@ class TokenCache:
         part, place = self._part(index // PART), index % PART
         first, end = part.starts[place : place + 2]
         shown = part.pictures[place : place + 2]
-        sizes = part.slice("sizes", *shown) if shown[0] < shown[1] else []
+        sizes = part.slice("sizes", *shown).tolist() if shown[0] < shown[1] else []
         images = [load_image(image, record.id) for image in record.images]
-        if first == end or [tuple(size) for size in sizes] != [image.size for image in images]:
+        if first == end or sizes != [list(image.size) for image in images]:
             return self.encoder(record)
-        ids, segments = (
-            torch.from_numpy(part.slice(name, first, end).astype(np.int64)) for name in ("ids", "segments")
-        )
-        return self.encoder.with_pictures(record.id, ids, segments, images)
+        ids, segments = (part.slice(name, first, end).astype(np.int64) for name in ("ids", "segments"))
+        return self.encoder.with_pictures(record.id, torch.from_numpy(ids), torch.from_numpy(segments), images)
 
     def _part(self, number: int) -> "_Part":
         if number not in self._parts:
