@@ -185,12 +185,19 @@ class RoETrainer(Trainer):
         routed = len(self.recipe.roe.layers_to_route(self._num_layers))
         return {"ce": cross_entropy, "skip_rate": skip_rate * routed / self._num_layers}
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, in an order that is told its epoch however many samplers lie around it."""
+        loader: Any = super().get_train_dataloader()
+        loader.set_sampler(self._order)  # or a run that goes on in several processes would repeat its first epoch
+        return loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
         """The same records a step in whatever batches; accelerate would shuffle alike, but batches of any lengths."""
         dataset: Any = train_dataset or self.train_dataset
         shuffled = SeedableRandomSampler(dataset, data_seed=self.args.seed)
         batches, processes = self.args.gradient_accumulation_steps, self.args.world_size
-        return StepOrder(shuffled, self.args.train_batch_size, batches, processes, dataset.length)
+        self._order = StepOrder(shuffled, self.args.train_batch_size, batches, processes, dataset.length)
+        return self._order
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All held-out records: training's leave the last incomplete batch out."""
