@@ -16,6 +16,10 @@ class RecordError(RoutingExpertsError):
     """A training or evaluation record cannot be used; names the file, the record and the field."""
 
 
+class WorkerError(RoutingExpertsError):
+    """A process that shares work on records has ended before it was done."""
+
+
 class PromptError(RoutingExpertsError):
     """A dialogue cannot be laid out as a prompt or split into its turns."""
 

@@ -10,9 +10,10 @@ from runs import log, quiet_run, recipe, settings
 from routing_experts.models.convert import revert
 from routing_experts.nn.losses import distillation_per_example
 from routing_experts.training import run
+from routing_experts.training.batches import model_inputs
 from routing_experts.training.lora import base_of
 from routing_experts.training.recipe import recipe_from_dict
-from routing_experts.training.trainer import RoETrainer, model_inputs
+from routing_experts.training.trainer import RoETrainer
 
 COEF = 3.0
 

@@ -1,6 +1,7 @@
 """Faults in training data: an error by default; left out, counted and listed where the recipe says so."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_what_stands_in_is_the_same_however_it_is_read(folder, tmp_path, trainin
 
 
 def test_too_many_end_the_run_and_the_list_says_which(folder, tmp_path):
-    """Two of forty are found before the first step, the third while training."""
+    """Two of forty are found before the first step, the third while training; the first is quoted."""
     with pytest.raises(TrainingError, match=r"3 of 40 records cannot be used, more than data\.max_faulty=0\.06"):
         quiet_run(recipe(folder, tmp_path / "late", max_faulty=0.06))
     assert set(listed(tmp_path / "late")) == {GONE, CUT, EMPTY}
@@ -90,8 +91,56 @@ def test_too_many_end_the_run_and_the_list_says_which(folder, tmp_path):
         quiet_run(recipe(folder, tmp_path / "early", max_faulty=0.03))
 
 
-def test_a_run_that_goes_on_remembers_what_was_left_out(folder, tmp_path):
-    """A list that an earlier part of the run wrote counts; a new run begins an empty one."""
+def test_a_new_run_begins_an_empty_list(folder, tmp_path):
     (tmp_path / "faults.jsonl").write_text('{"record": 39, "problem": "of another run"}\n')
     quiet_run(recipe(folder, tmp_path))
     assert set(listed(tmp_path)) == {GONE, CUT, EMPTY}
+
+
+def test_a_run_goes_on_once_its_records_are_mended(folder, tmp_path):
+    """Too many end it behind a checkpoint; what was mended since counts no longer, what was not still does."""
+    own = tmp_path / "set"
+    shutil.copytree(folder, own)
+    one_step = {"save_steps": 1, "batch_size": 8, "steps": 8}
+    of = recipe(own, tmp_path / "run", one_step, max_faulty=0.06)
+    with pytest.raises(TrainingError, match="3 of 40"):
+        quiet_run(of)
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.raises(TrainingError, match="3 of 40"):
+        quiet_run(of)
+    records = json.loads(next(own.glob("*.json")).read_text())
+    shutil.copy(own / records[CUT + 1]["image"], own / records[CUT]["image"])
+    quiet_run(of)
+    assert set(listed(tmp_path / "run")) == {GONE, EMPTY}
+
+
+def test_held_out_records_may_be_faulty_too(folder, tmp_path):
+    """Numbers are those of the file; what is met behind the last step is listed as well."""
+    own = tmp_path / "set"
+    shutil.copytree(folder, own)
+    records = json.loads(next(own.glob("*.json")).read_text())
+    (own / records[38]["image"]).write_bytes(b"no picture")
+    quiet_run(recipe(own, tmp_path / "run", {"eval_steps": 4}, held_out=8))
+    assert set(listed(tmp_path / "run")) == {GONE, CUT, EMPTY, 38}
+
+
+def test_a_window_s_steps_do_not_depend_on_what_is_kept(folder, tmp_path):
+    """Guards runs that go on with workers: over several steps, lengths decide what a step learns from."""
+    window = {"length_window": 4}
+    kept = weights(quiet_run(recipe(folder, tmp_path / "kept", window)).model)
+    other = weights(quiet_run(recipe(folder, tmp_path / "other", window, keep_encoded=False)).model)
+    for name, value in kept.items():
+        torch.testing.assert_close(other[name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_runs_share_tokens_on_disk(folder, tmp_path):
+    """Guards caches against runs that take other parts of one set: held-out records, other batches."""
+    cache = str(tmp_path / "tokens")
+    quiet_run(recipe(folder, tmp_path / "first", {"eval_steps": 4}, held_out=16, token_cache=cache))
+    (only,) = (tmp_path / "tokens").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in only.iterdir()}
+    with_cache = weights(quiet_run(recipe(folder, tmp_path / "second", {"batch_size": 4}, token_cache=cache)).model)
+    without = weights(quiet_run(recipe(folder, tmp_path / "third", {"batch_size": 4})).model)
+    assert {path.name: path.stat().st_mtime_ns for path in only.iterdir()} == before
+    for name, value in without.items():
+        assert torch.equal(with_cache[name], value), name

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 
-from accelerate.data_loader import SeedableRandomSampler
+import pytest
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DigitsTask
@@ -129,3 +130,21 @@ def test_extents_are_tokens_where_they_are_kept_and_characters_otherwise() -> No
 
 def _refuses(record: Record) -> None:
     raise AssertionError(f"{record.id} was encoded only to tell its length")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_run_that_goes_on_in_several_processes_is_in_its_epoch(process: int) -> None:
+    """Guards runs over epochs: behind skipped batches, loaders tell their epoch to a sampler that they were given."""
+    order = StepOrder(shuffle(48), 2, 2, 2, lambda index: (True, index))
+    loader = DataLoader(range(48), batch_size=2, sampler=order, drop_last=True)
+    prepared = prepare_data_loader(loader, num_processes=2, process_index=process, use_seedable_sampler=True)
+    prepared.set_sampler(order)
+    prepared.set_epoch(1)
+    whole = [batch.tolist() for batch in prepared]
+
+    gone_on = skip_first_batches(prepared, 5)
+    gone_on.set_epoch(1)
+
+    assert [batch.tolist() for batch in gone_on] == whole[5:]
+    prepared.set_epoch(0)
+    assert [batch.tolist() for batch in prepared] != whole

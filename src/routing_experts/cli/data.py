@@ -31,7 +31,7 @@ def check(
     max_length: Annotated[int, typer.Option(min=1, help="With --lengths: more tokens are a fault.")] = 2048,
     prompt_format: Annotated[str, typer.Option(help="With --lengths: how dialogues are laid out.")] = "chat_template",
     list_faults: Annotated[
-        Path | None, typer.Option("--list", help="Write every fault to this file, a line of JSON each.")
+        Path | None, typer.Option("--list", help="Write every fault to this .jsonl file, a line each.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that look at pictures and count tokens.")] = 2,
     json: AsJson = False,

@@ -1,6 +1,5 @@
 """What the verbs of ``roe data`` do with sets: bars over bytes, faults to a file, manifests beside what is written."""
 
-import json as jsonlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from routing_experts.data.mixture.looking import Look
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.json_items import JsonItems
 from routing_experts.data.readers.sources import Source
+from routing_experts.data.writing import RecordWriter
 from routing_experts.errors import ConfigError
 from routing_experts.records import MixtureCheck, RecordFault
 from routing_experts.reports import print_manifest
@@ -46,14 +46,21 @@ def bytes_bar(console: Console, title: str, total: int) -> Iterator[Callable[[It
 
 def checked(source: Source, look: Look, workers: int, faults: Path | None, console: Console) -> MixtureCheck:
     """Checks a set with a bar; every fault goes to a file if one is given."""
+    if (
+        faults is not None
+        and faults.exists()
+        and Path(source.items.name).exists()
+        and faults.samefile(source.items.name)
+    ):
+        raise ConfigError(f"--list {faults}: that is the set itself. Give another file.")
     size = _size(source.items) if isinstance(source.items, JsonItems) else 0
     with ExitStack() as held:
         advance = held.enter_context(bytes_bar(console, "reading", size))
-        file = held.enter_context(faults.open("w", encoding="utf-8")) if faults is not None else None
+        writer = held.enter_context(RecordWriter(faults)) if faults is not None else None
 
         def write(fault: RecordFault) -> None:
-            if file is not None:
-                file.write(jsonlib.dumps(fault.to_dict(), ensure_ascii=False) + "\n")
+            if writer is not None:
+                writer.add(fault.to_dict())
 
         return check_mixture(source, look, workers, advance, write)
 

@@ -1,7 +1,7 @@
 """Records as a dataset that is encoded on the way, and what becomes of those that cannot be."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -12,6 +12,8 @@ from routing_experts.data.token_cache import TokenCache
 from routing_experts.errors import RecordError
 
 PICTURE_CHARACTERS = 2000  # of text that takes as many tokens as a picture, where nothing is known of it: LLaVA's 576
+NOTHING = (False, 0)  # the extent of what cannot be read: it is told of when it is used
+TRIES = 100  # records that may stand in for one: so many faulty ones in a row are no accident
 
 
 class EncodedDataset(Dataset):
@@ -23,11 +25,11 @@ class EncodedDataset(Dataset):
         encoder: makes dialogues of them.
         keep: whether to keep what was encoded, so that epochs after the first cost nothing; False for sets that do not
             fit in memory.
-        numbers: of the records in their source, for messages; their places here by default.
-        tokens: of the same records, on disk; None to tokenise each when it is used.
-        stand_ins: a record that cannot be used is replaced by the next that can, and the dialogue says so
+        stand_ins: another record, drawn by its number, stands in for one that cannot be used, and the dialogue says so
             (``Encoded.faults``): what trains in its place depends on the data alone, on any number of processes. False
             to raise.
+        first: the number of the first record.
+        tokens: of the same records, on disk; None to tokenise each when it is used.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class EncodedDataset(Dataset):
         encoder: Encoder,
         keep: bool = True,
         stand_ins: bool = False,
-        numbers: Sequence[int] | None = None,
+        first: int = 0,
         tokens: TokenCache | None = None,
     ) -> None:
         self.records, self.size, self.encoder = records, size, encoder
-        self.keep, self.stand_ins, self.tokens = keep, stand_ins, tokens
-        self.numbers = range(size) if numbers is None else numbers
+        self.keep, self.stand_ins, self.first, self.tokens = keep, stand_ins, first, tokens
         self._encoded: dict[int, Encoded] = {}
+        self._unusable: set[int] = set()
+        self._extents: dict[int, tuple[bool, int]] = {}
 
     def __len__(self) -> int:
         return self.size
@@ -57,30 +60,55 @@ class EncodedDataset(Dataset):
         return encoded
 
     def _encode(self, index: int) -> Encoded:
+        """The record of an index, or the first that can be used of those that are drawn for it."""
         faults: list[Fault] = []
-        for ahead in range(self.size):
-            place = (index + ahead) % self.size
-            try:
-                record = self.records[place]
-                encoded = self.encoder(record) if self.tokens is None else self.tokens.encode(place, record)
-                return replace(encoded, faults=tuple(faults)) if faults else encoded
-            except UNUSABLE as error:
-                if not self.stand_ins:
-                    raise
-                faults.append(Fault(self.numbers[place], str(error)))
-        raise RecordError(f"none of the {self.size:,} records can be used; the first: {faults[0].problem}")
+        draw, place = Random(index), index
+        for _ in range(TRIES):
+            if place not in self._unusable:
+                try:
+                    encoded = self._at(place)
+                    return replace(encoded, faults=tuple(faults)) if faults else encoded
+                except UNUSABLE as error:
+                    if not self.stand_ins:
+                        raise
+                    self._unusable.add(place)
+                    faults.append(Fault(self.first + place, str(error)))
+            place = draw.randrange(self.size)
+        raise RecordError(
+            f"record {self.first + index} cannot be used, nor can any of {TRIES - 1} that were drawn to stand in for "
+            "it: something is wrong with the set or its image folder as a whole. See `roe data check`."
+        )
 
-    def extent(self, index: int) -> tuple[bool, int]:
-        """Whether a record has pictures, and its tokens where it is kept; else about its characters: nothing is opened.
+    def _at(self, place: int) -> Encoded:
+        number = self.first + place
+        record = self.records[number]
+        return self.encoder(record) if self.tokens is None else self.tokens.encode(number, record)
 
-        Of a record that cannot be read, (False, 0).
+    def extent(self, index: int, exact: bool = False) -> tuple[bool, int]:
+        """Whether a record has pictures, and something that grows with its tokens.
+
+        Args:
+            index: of the record.
+            exact: its own tokens, the same whatever is kept and whoever stands in; counted once, without decoding
+                pictures. Otherwise what is known for nothing: the tokens of what is kept, or about its characters.
         """
+        if exact:
+            if index not in self._extents:
+                self._extents[index] = self._counted(index)
+            return self._extents[index]
         if self.keep:
             encoded = self[index]
             return bool(encoded.vision), len(encoded.input_ids)
         try:
-            record = self.records[index]
+            record = self.records[self.first + index]
         except UNUSABLE:
-            return False, 0  # it is told of when it is used
+            return NOTHING
         written = sum(len(turn.question) + len(turn.answer) for turn in record.turns)
         return bool(record.images), written + PICTURE_CHARACTERS * len(record.images)
+
+    def _counted(self, index: int) -> tuple[bool, int]:
+        try:
+            record = self.records[self.first + index]
+            return bool(record.images), len(self.encoder.without_pixels(record).input_ids)
+        except UNUSABLE:
+            return NOTHING

@@ -3,11 +3,13 @@
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from routing_experts.data.records import Picture
 from routing_experts.errors import RecordError
 
 # What Pillow raises on damaged files, and (by an assertion) on pictures that were closed before they were loaded.
@@ -27,7 +29,7 @@ def whole_pictures() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
+def load_image(image: Picture, record_id: str) -> Image.Image:
     """Reads a picture completely, upright (EXIF rotation applied), as RGB; transparency is dropped.
 
     Raises:
@@ -38,26 +40,26 @@ def load_image(image: Path | Image.Image, record_id: str) -> Image.Image:
         return _upright_rgb(opened, record_id, name)
 
 
-def upright_size(image: Path | Image.Image, record_id: str) -> tuple[int, int]:
-    """Width and height of what ``load_image`` would give, without decoding the picture.
+def upright_size(image: Picture, record_id: str) -> tuple[int, int]:
+    """Width and height of what ``load_image`` would give; most formats tell them, and how they lie, at their beginning.
 
     Raises:
         RecordError: as ``load_image`` does for what the file's beginning tells.
     """
-    with _opened(image, record_id) as (opened, _):
+    with _opened(image, record_id) as (opened, _), whole_pictures():
         turned = opened.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
         return (opened.height, opened.width) if turned else opened.size
 
 
 @contextmanager
-def _opened(image: Path | Image.Image, record_id: str) -> Iterator[tuple[Image.Image, str]]:
+def _opened(image: Picture, record_id: str) -> Iterator[tuple[Image.Image, str]]:
     """A picture and what messages call it; what Pillow raises inside becomes a ``RecordError``."""
-    name = "given in memory" if isinstance(image, Image.Image) else str(image)
+    name = str(image) if isinstance(image, Path) else "given in memory"
     try:
         if isinstance(image, Image.Image):
             yield image, name
         else:
-            with Image.open(image) as opened:
+            with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 yield opened, name
     except RecordError:
         raise
@@ -67,7 +69,7 @@ def _opened(image: Path | Image.Image, record_id: str) -> Iterator[tuple[Image.I
             "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
     except UNREADABLE as error:
-        path = None if isinstance(image, Image.Image) else Path(image)
+        path = image if isinstance(image, Path) else None
         raise RecordError(f"record {record_id}: picture {name} {_diagnosis(path, error)}") from error
 
 

@@ -108,13 +108,14 @@ def render(processor: Any, turns: Sequence[Turn], system: str = "", format: str 
 
 
 def _write_out(processor: Any, layout: Written, name: str, turns: Sequence[Turn], system: str) -> Prompt:
-    known = processor.tokenizer.get_vocab() if layout.tokens else {}
-    if lacking := [token for token in layout.tokens if token not in known]:
+    tokenizer = processor.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(list(layout.tokens))
+    if lacking := [t for t, n in zip(layout.tokens, ids, strict=True) if n in (None, tokenizer.unk_token_id)]:
         raise PromptError(
             f"prompt format {name} with a tokenizer that lacks {', '.join(lacking)}: it would spell them out, and the "
             "model was never trained on that. Use the model's own format, such as chat_template."
         )
-    closes = processor.tokenizer.eos_token if layout.closes is None else layout.closes
+    closes = tokenizer.eos_token if layout.closes is None else layout.closes
     text, spans = f"{layout.before_system}{system or layout.system}{layout.after_system}", []
     for turn in turns:
         text += f"{layout.asks}{turn.question.replace(IMAGE_PLACEHOLDER, image_token(processor))}{layout.answers}"

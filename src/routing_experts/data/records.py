@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 IMAGE_PLACEHOLDER = "<image>"
+Picture = Path | Image.Image | bytes
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Record:
-    """A dialogue of one or more turns. ``images`` holds paths or pictures, in the order of their placeholders."""
+    """A dialogue of one or more turns.
+
+    ``images`` holds paths, pictures, or the bytes of picture files, in the order of their placeholders.
+    """
 
     id: str
     turns: tuple[Turn, ...]
-    images: Sequence[Path | Image.Image] = ()
+    images: Sequence[Picture] = ()
     system: str = ""

@@ -22,6 +22,7 @@ from routing_experts.data.faults import UNUSABLE
 from routing_experts.data.images import load_image, upright_size
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
 from routing_experts.data.records import Record
+from routing_experts.data.square import padding_to_square
 from routing_experts.models.load import load_processor
 from routing_experts.records import save_json
 
@@ -164,11 +165,13 @@ class Tokenise:
     Attributes:
         model: whose processor, loaded there on first use.
         prompt_format, max_length: see ``Encoder``.
+        pad_to_square: see ``padding_to_square``.
     """
 
     model: str
     prompt_format: str
     max_length: int
+    pad_to_square: bool = False
 
     def __call__(self, block: Sequence[Record | None]) -> list[Tokens]:
         """Ids, segments and pictures' sizes of each; nothing of a record that cannot be used, which is met later."""
@@ -188,7 +191,9 @@ class Tokenise:
 
 @cache
 def _encoder_of(tokenise: Tokenise) -> Encoder:
-    return Encoder(load_processor(tokenise.model), tokenise.prompt_format, tokenise.max_length)
+    processor = load_processor(tokenise.model)
+    processor = padding_to_square(processor) if tokenise.pad_to_square else processor
+    return Encoder(processor, tokenise.prompt_format, tokenise.max_length)
 
 
 def _save(path: Path, part: Sequence[Tokens]) -> None:

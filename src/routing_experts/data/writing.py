@@ -8,13 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from PIL import Image
-
 from routing_experts.data.images import load_image
 from routing_experts.data.readers.json_items import LINES
 from routing_experts.data.readers.layouts import read_record
 from routing_experts.data.readers.pictures import path_below
-from routing_experts.data.records import Record
+from routing_experts.data.records import Picture, Record
 from routing_experts.errors import RecordError
 
 
@@ -26,7 +24,7 @@ class RecordWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, path.suffix in LINES
+        self.path, self.lines = path, path.suffix.lower() in LINES
         self._unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._digest, self.count = hashlib.sha256(), 0
         self._file: BinaryIO | None = None
@@ -57,12 +55,12 @@ class RecordWriter:
 
     def add(self, item: dict[str, Any]) -> None:
         """Writes a record that is laid out already."""
-        self.copy(json.dumps(item, ensure_ascii=False).encode())
+        self.copy(as_json(item))
 
     def copy(self, content: bytes) -> None:
         """Writes a record's JSON as it is; in JSON Lines without the line ends that it may hold."""
         if self.lines:
-            content = json.dumps(json.loads(content), ensure_ascii=False).encode() if b"\n" in content else content
+            content = as_json(json.loads(content)) if b"\n" in content else content
             self._write(content + b"\n")
         else:
             self._write((b",\n" if self.count else b"[\n") + content)
@@ -72,6 +70,14 @@ class RecordWriter:
         assert self._file is not None
         self._file.write(content)
         self._digest.update(content)
+
+
+def as_json(value: Any) -> bytes:
+    """A value in one line; readable, unless it holds what UTF-8 cannot."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
 
 
 def save_records(records: Iterable[Record], path: str | Path, image_root: str | Path | None = None) -> None:
@@ -114,11 +120,11 @@ def to_layout(record: Record, images: list[str]) -> dict[str, Any]:
     return item
 
 
-def _saved_name(image: Path | Image.Image, stem: str, root: Path, where: str) -> str:
+def _saved_name(image: Picture, stem: str, root: Path, where: str) -> str:
     """A picture's path relative to the image folder, in the form that the JSON file holds."""
-    if isinstance(image, Image.Image):
+    if not isinstance(image, Path):
         return f"{stem}.png"
-    path, top = Path(image).absolute(), root.absolute()
+    path, top = image.absolute(), root.absolute()
     if not path.is_relative_to(top):
         raise RecordError(
             f"{where}: picture {image} lies outside the image folder {root}, so the file of records could not name it. "
@@ -129,7 +135,7 @@ def _saved_name(image: Path | Image.Image, stem: str, root: Path, where: str) ->
     return name
 
 
-def _save_picture(image: Path | Image.Image, path: Path, record_id: str) -> None:
-    if isinstance(image, Image.Image):
+def _save_picture(image: Picture, path: Path, record_id: str) -> None:
+    if not isinstance(image, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         load_image(image, record_id).save(path)

@@ -6,7 +6,6 @@ from routing_experts.records.environment import environment, origin
 from routing_experts.records.log import LOG_NAME, LogLine, TrainingLog, read_log, seconds_left
 from routing_experts.records.marks import as_bits, as_marks, from_bits, from_marks
 from routing_experts.records.mixture import (
-    CHECK_NAME,
     Lengths,
     Manifest,
     ManifestPart,
@@ -53,7 +52,6 @@ __all__ = [
     "BENCH_NAME",
     "BUDGET_NAME",
     "CALIBRATION_NAME",
-    "CHECK_NAME",
     "GALLERY_NAME",
     "LOG_NAME",
     "MAX_ROUTES",

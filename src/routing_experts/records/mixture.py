@@ -1,4 +1,4 @@
-"""Instruction sets: ``check.json``, what one was found to hold; and the manifest of one that was drawn or joined."""
+"""Instruction sets: what one was found to hold, and the manifest of one that was drawn or joined."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routing_experts.records.entry import Count, Entry, Positive, RecordFile, Seconds
-
-CHECK_NAME = "check.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class RecordFault(Entry):
 
 @dataclass(frozen=True)
 class MixtureCheck(RecordFile):
-    """The contents of ``check.json``.
+    """What ``roe data check`` found.
 
     Attributes:
         name: of the set.

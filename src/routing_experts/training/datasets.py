@@ -1,6 +1,6 @@
 """What a run trains on: its records as datasets, those that are left out, and their tokens on disk."""
 
-import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from rich.console import Console
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.encode import Encoder
-from routing_experts.data.faults import Fault
+from routing_experts.data.faults import UNUSABLE, Fault
 from routing_experts.data.readers.sources import Records, load_records
 from routing_experts.data.token_cache import TokenCache, Tokenise, build, cache_name
 from routing_experts.errors import TrainingError
@@ -38,8 +38,8 @@ def build_datasets(
     """
     settings, a_step = recipe.data, recipe.training.dialogues_on(num_processes())
     encoder, leaves_out = Encoder(processor, settings.prompt_format, settings.max_length), settings.on_fault == "skip"
-    records, numbers = _records(settings, faults if leaves_out else None)
-    size = len(numbers)
+    records = _records(settings, faults if leaves_out else None)
+    size = _count(settings, records)
     num_trained = max(0, size - settings.held_out)
     if num_trained < a_step:
         raise TrainingError(
@@ -47,12 +47,11 @@ def build_datasets(
             "not one step would be full. Lower training.batch_size, or give more records."
         )
     size_trained = num_trained - num_trained % a_step
-    trained = EncodedDataset(records, size_trained, encoder, settings.keep_encoded, leaves_out, numbers)
+    trained = EncodedDataset(records, size_trained, encoder, settings.keep_encoded, leaves_out)
     if not settings.held_out:
         return trained, None
-    behind = [records[index] for index in range(num_trained, size)]
-    held_out = numbers[num_trained:]
-    return trained, EncodedDataset(behind, len(behind), encoder, settings.keep_encoded, leaves_out, held_out)
+    behind = EncodedDataset(records, settings.held_out, encoder, settings.keep_encoded, leaves_out, first=num_trained)
+    return trained, behind
 
 
 def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: Sequence[Fault]) -> FaultLog | None:
@@ -69,13 +68,25 @@ def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: 
     """
     if recipe.data.on_fault != "skip":
         return None
-    log = FaultLog(path, len(trained.numbers) + len(faults), recipe.data.max_faulty)
-    log.add(faults)
+
+    def is_mended(number: int) -> bool:
+        try:
+            trained.encoder(trained.records[number])
+        except (*UNUSABLE, IndexError):
+            return False
+        return True
+
+    log = FaultLog(path, _count(recipe.data, trained.records), recipe.data.max_faulty)
+    log.begin(faults, is_mended)
     return log
 
 
 def use_token_cache(recipe: Recipe, trained: EncodedDataset, console: Console) -> None:
-    """Has the records' tokens read from the recipe's cache, which the main process writes if it is not there."""
+    """Has the records' tokens read from the recipe's cache, which the main process writes if it is not there.
+
+    The others wait for it, at most as long as processes wait for each other (half an hour, left to itself): of a large
+    set the cache is best made by a run on one process, which may be stopped then.
+    """
     settings, encoder = recipe.data, trained.encoder
     if settings.token_cache is None:
         return
@@ -84,9 +95,10 @@ def use_token_cache(recipe: Recipe, trained: EncodedDataset, console: Console) -
     def write() -> None:
         if TokenCache.is_complete(folder):
             return
-        tokenise = Tokenise(recipe.model, encoder.prompt_format, encoder.max_length)
-        with console.status(f"tokens of {len(trained):,} records …"):
-            build(folder, trained.records, len(trained), tokenise, max(1, settings.workers))
+        tokenise = Tokenise(recipe.model, encoder.prompt_format, encoder.max_length, settings.pad_to_square)
+        count = _count(settings, trained.records)
+        with console.status(f"tokens of {count:,} records …"):
+            build(folder, trained.records, count, tokenise, settings.workers or os.cpu_count() or 1)
 
     on_main(write)
     trained.tokens = TokenCache(folder, encoder)
@@ -96,16 +108,21 @@ def _contents(settings: DataSettings, records: Any) -> str:
     """Which records of which bytes a run trains on."""
     if not isinstance(records, Records):
         return f"{settings.digits} {settings.records}"
-    numbers = hashlib.sha256(records.numbers.tobytes()).hexdigest()
-    return f"{records.source.items.digest()} {records.source.root.resolve()} {numbers}"
+    return f"{records.source.items.digest()} {records.source.root.resolve()} {len(records)}"
 
 
-def _records(settings: DataSettings, faults: list[Fault] | None) -> tuple[Any, Sequence[int]]:
-    """What is trained on by index, and the records' numbers in their source."""
+def _count(settings: DataSettings, records: Any) -> int:
+    """How many records there are, held-out ones included."""
     if settings.source == DIGITS:
         assert settings.records is not None
-        return settings.digits, range(settings.records)
-    records = load_records(
+        return settings.records
+    return len(records)
+
+
+def _records(settings: DataSettings, faults: list[Fault] | None) -> Any:
+    """What is trained on, by number."""
+    if settings.source == DIGITS:
+        return settings.digits
+    return load_records(
         settings.source, settings.images, settings.records, settings.subset, settings.split, faults=faults
     )
-    return records, records.numbers

@@ -1,7 +1,7 @@
 """Records that training left out: every process knows of all, one writes them down, and too many end the run."""
 
 import json
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,48 @@ from accelerate.utils import gather_object
 from routing_experts.data.collate import FAULTS
 from routing_experts.data.faults import Fault
 from routing_experts.errors import TrainingError
-from routing_experts.training.processes import is_main_process
+from routing_experts.records import write_text
+from routing_experts.training.processes import on_main
 
 
 class FaultLog:
     """The faulty records of a run, each once, in ``faults.jsonl``.
 
     Args:
-        path: of the file; what an earlier part of the run wrote there counts.
+        path: of the file.
         records: of the run's data, faulty ones included.
         max_share: of them that may be faulty.
     """
 
     def __init__(self, path: Path, records: int, max_share: float) -> None:
         self.path, self.records, self.max_share = path, records, max_share
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self._known = {json.loads(line)["record"] for line in lines}
+        self._known: dict[int, str] = {}
         self._new: list[Fault] = []
+
+    def begin(self, found: Sequence[Fault], is_mended: Callable[[int], bool]) -> None:
+        """Takes what was found when the records were read, and what an earlier part of the run listed.
+
+        Args:
+            found: by the main process; others may see other files.
+            is_mended: whether a record that was listed can be used now.
+
+        Raises:
+            TrainingError: in all processes, if they are too many.
+        """
+
+        def write() -> dict[int, str]:
+            listed = {number: problem for number, problem in _listed(self.path).items() if not is_mended(number)}
+            known = listed | {fault.record: fault.problem for fault in found}
+            if known or self.path.is_file():
+                self._write(known)
+            return known
+
+        self._known = on_main(write)
+        self._check()
 
     def take(self, batch: MutableMapping[str, Any]) -> None:
         """Takes a batch's faults out of it."""
         self._new += batch.pop(FAULTS, ())
-
-    def add(self, faults: Sequence[Fault]) -> None:
-        """What all processes found alike, before the first step.
-
-        Raises:
-            TrainingError: if they are too many.
-        """
-        self._write(faults)
 
     def close_step(self, accelerator: Any) -> None:
         """Shares what a step's batches brought.
@@ -48,23 +61,31 @@ class FaultLog:
             TrainingError: in all processes, if too many records are faulty by now.
         """
         count = torch.tensor(float(len(self._new)), device=accelerator.device)
-        if float(accelerator.reduce(count, reduction="sum")):
-            found: list[Fault] = gather_object(self._new)
-            self._new = []
-            self._write(found)
+        if not float(accelerator.reduce(count, reduction="sum")):
+            return
+        found: list[Fault] = gather_object(self._new)
+        self._new = []
+        self._known |= {fault.record: fault.problem for fault in found if fault.record not in self._known}
+        if accelerator.is_main_process:
+            self._write(self._known)
+        self._check()
 
-    def _write(self, faults: Sequence[Fault]) -> None:
-        new = {fault.record: fault for fault in faults if fault.record not in self._known}
-        self._known |= new.keys()
-        if is_main_process() and new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                for fault in new.values():
-                    line = {"record": fault.record, "problem": fault.problem}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def _write(self, known: dict[int, str]) -> None:
+        """The whole list anew: there are few, and a list that is cut short would be none."""
+        lines = (json.dumps({"record": number, "problem": problem}) for number, problem in known.items())
+        write_text(self.path, "".join(line + "\n" for line in lines))
+
+    def _check(self) -> None:
         if len(self._known) > self.max_share * self.records:
             raise TrainingError(
                 f"{len(self._known):,} of {self.records:,} records cannot be used, more than data.max_faulty="
-                f"{self.max_share:g} of them: {self.path} lists each. Mend them, or raise the share if so many may be "
-                "left out."
+                f"{self.max_share:g} of them, such as {next(iter(self._known.values()))} {self.path} lists each. Mend "
+                "them, or raise the share if so many may be left out."
             )
+
+
+def _listed(path: Path) -> dict[int, str]:
+    if not path.is_file():
+        return {}
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
+    return {line["record"]: line["problem"] for line in lines}

@@ -26,7 +26,7 @@ RUN_FORMAT = 1
 HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
-    *("training.eval_steps", "data.max_length", "data.keep_encoded", "data.workers", "data.token_cache"),
+    *("training.eval_steps", "data.keep_encoded", "data.workers", "data.token_cache"),
     # How a step's records are divided changes rounding alone; their number is a fact of the run.
     *(
         "training.batch_size",

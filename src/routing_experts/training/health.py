@@ -4,7 +4,7 @@ Shapes: B examples.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from routing_experts.data.collate import example_key
 from routing_experts.data.dataset import EncodedDataset
+from routing_experts.data.faults import UNUSABLE
 from routing_experts.errors import TrainingError
 from routing_experts.training.folder import last_complete
 
@@ -106,9 +107,18 @@ def _what_is_left(checkpoints: Path) -> str:
 
 def _ids(dataset: EncodedDataset, keys: set[int]) -> list[str]:
     """Ids by key: a message is worth a walk over the records."""
-    names = (dataset.records[index].id for index in range(len(dataset)))
-    found = list(islice((str(name) for name in names if example_key(name) in keys), min(NAMED, len(keys))))
+    names = _all_ids(dataset)
+    found = list(islice((name for name in names if example_key(name) in keys), min(NAMED, len(keys))))
     return [*found, "…"] if len(keys) > NAMED else found
+
+
+def _all_ids(dataset: EncodedDataset) -> Iterator[str]:
+    """Of records that can be read; one that cannot is not what trained."""
+    for index in range(len(dataset)):
+        try:
+            yield str(dataset.records[dataset.first + index].id)
+        except UNUSABLE:
+            continue
 
 
 def stuck_rate(rate: float, target: float) -> str:

@@ -23,6 +23,7 @@ from routing_experts.data.collate import Collator
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.faults import Fault
+from routing_experts.data.readers.sources import METADATA
 from routing_experts.data.square import padding_to_square
 from routing_experts.errors import (
     CheckpointError,
@@ -164,8 +165,10 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
     data = recipe.data
     facts: dict[str, Any] = {"records_a_step": recipe.training.dialogues_on(num_processes())}
-    if data.source != DIGITS and Path(data.source).is_file():
-        with Path(data.source).open("rb") as file:
+    path = Path(data.source)
+    path = path / METADATA if (path / METADATA).is_file() else path
+    if data.source != DIGITS and path.is_file():
+        with path.open("rb") as file:
             facts[CONTENTS] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return facts
 

@@ -5,6 +5,7 @@ Shapes: B examples, T tokens, Q turns, L routed layers.
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from transformers import EvalPrediction, Trainer, TrainerCallback
 
 from routing_experts.errors import CheckpointError, TrainingError
 from routing_experts.models.checkpoint import save_parts
-from routing_experts.models.context import RoutingContext
 from routing_experts.models.model import routing_context
 from routing_experts.models.options import KEEP_ALL
 from routing_experts.nn.gates import GateSettings
@@ -29,6 +29,7 @@ from routing_experts.nn.losses import (
     skip_rate_per_example,
     sparsity_pressure,
 )
+from routing_experts.training.batches import model_inputs, rates_by_layer, skip_weights
 from routing_experts.training.faults import FaultLog
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses, check_numbers
@@ -189,12 +190,25 @@ class RoETrainer(Trainer):
         routed = len(self.recipe.roe.layers_to_route(self._num_layers))
         return {"ce": cross_entropy, "skip_rate": skip_rate * routed / self._num_layers}
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, in an order that is told its epoch however many samplers lie around it."""
+        loader: Any = super().get_train_dataloader()
+        loader.set_sampler(self._order)  # or a run that goes on in several processes would repeat its first epoch
+        return loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
         """The same records a step in whatever batches; accelerate would shuffle alike, but batches of any lengths."""
         dataset: Any = train_dataset or self.train_dataset
-        shuffled, window = SeedableRandomSampler(dataset, data_seed=self.args.seed), self.recipe.training.length_window
-        batches, processes = self.args.gradient_accumulation_steps, self.args.world_size
-        return StepOrder(shuffled, self.args.train_batch_size, batches, processes, dataset.extent, window)
+        self._order = StepOrder(
+            SeedableRandomSampler(dataset, data_seed=self.args.seed),
+            self.args.train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.args.world_size,
+            # Over several steps it decides what a step learns from: it must not change with what is kept.
+            partial(dataset.extent, exact=self.recipe.training.length_window > 1),
+            self.recipe.training.length_window,
+        )
+        return self._order
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All held-out records: training's leave the last incomplete batch out."""
@@ -377,18 +391,7 @@ class _StepEnd(TrainerCallback):
         """Closes the step."""
         self.trainer.close_step()
 
-
-def model_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a batch the model itself takes."""
-    return {name: value for name, value in inputs.items() if name not in ("labels", "segment_ids", "example_keys")}
-
-
-def skip_weights(context: RoutingContext) -> Tensor:
-    """Every routed layer's skip weights of every turn [L, B, Q]; the context's row is left out."""
-    return torch.stack([context.weights[layer][:, 1:, 1] for layer in sorted(context.weights)])
-
-
-def rates_by_layer(skip_LBQ: Tensor, valid_BQ: Tensor) -> Tensor:
-    """Each routed layer's skip weight [L]: the mean over examples of the mean over their turns, as in the loss."""
-    valid = valid_BQ.to(skip_LBQ.dtype)
-    return ((skip_LBQ * valid).sum(2) / valid.sum(1).clamp_min(1)).mean(1)
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was asked behind the last step may have met faulty records as well."""
+        if self.trainer.fault_log is not None:
+            self.trainer.fault_log.close_step(self.trainer.accelerator)

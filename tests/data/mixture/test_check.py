@@ -106,6 +106,7 @@ def test_faulty_pictures_are_found_and_named(folder, verify):
         (record(1, None, TALK), "0 pictures, but the questions have 1 <image>"),
         (record(1, "../coco/good.jpg"), "leaves the image folder"),
         (record(1, "/etc/hostname"), "leaves the image folder"),
+        (record(1, "\ud800.jpg"), "half of a surrogate pair"),
         (record(1, "coco/good.jpg", TEXT), "1 pictures, but the questions have 0"),
         ({"id": 1}, "field conversations: it is missing"),
         ("text", "it is text, but a record is an object"),
@@ -130,10 +131,11 @@ def test_a_set_that_is_cut_short_is_told_with_its_byte_and_record(folder):
 
 
 def test_names_that_are_no_utf_8_and_repeated_ids(folder):
-    """A surrogate in a name is a file that is not there, not a crash; ids that come again are counted."""
+    """Half of a pair of surrogates is a fault and no crash; ids that come again are counted."""
     records = [record(0, "coco/\udcff.jpg"), record(5, "coco/good.jpg"), record(5, "coco/good.jpg")]
     found = checked(folder, records)
-    assert (found.sources[0].missing, found.repeated_ids) == (1, 1)
+    assert [(one.source, one.records, one.faulty) for one in found.sources] == [("coco", 3, 1)]
+    assert found.repeated_ids == 1
 
 
 def test_lengths_are_held_against_the_limit(folder):
@@ -157,6 +159,19 @@ def test_decompression_bombs_are_not_decoded(tmp_path, monkeypatch):
     monkeypatch.undo()
     kind, problem = look_at(str(tmp_path / "bomb.png"), verify=True) or ("", "")
     assert (kind, "too large" in problem) == ("unreadable", True)
+
+
+@pytest.mark.parametrize("content", [b"o", b"ok", b"BM", b"\xff\xd8", b"\x00" * 15])
+def test_a_few_bytes_are_no_picture(tmp_path, content):
+    """Pillow's own tests fail on them in many ways."""
+    (tmp_path / "a.jpg").write_bytes(content)
+    kind, _ = look_at(str(tmp_path / "a.jpg"), verify=False) or ("", "")
+    assert kind == "unreadable"
+
+
+def test_a_format_without_a_mark_is_read_all_the_same(tmp_path):
+    picture().save(tmp_path / "a.tga")
+    assert look_at(str(tmp_path / "a.tga"), verify=False) is None
 
 
 def test_formats_are_told_by_their_first_bytes(tmp_path):

@@ -31,7 +31,7 @@ def write(path: Path, items: list, indent: int | None = None) -> JsonItems:
 
 @given(COUNTS, st.floats(0.01, 0.99))
 def test_shares_are_exact_in_total_and_within_one_in_each(counts: Counter, share: float) -> None:
-    wanted = shares(counts, share)
+    wanted = shares(counts, share, "0")
     assert sum(wanted.values()) == round(share * counts.total())
     for stratum, count in counts.items():
         assert abs(wanted[stratum] - share * count) < 1
@@ -42,7 +42,7 @@ def test_shares_are_exact_in_total_and_within_one_in_each(counts: Counter, share
 @given(COUNTS, st.floats(0.01, 0.99), st.randoms(use_true_random=False))
 def test_a_drawing_meets_its_counts_in_any_order(counts: Counter, share: float, draw) -> None:
     """Whatever order strata come in, each gives what was wanted of it."""
-    wanted = shares(counts, share)
+    wanted = shares(counts, share, "0")
     records = list(counts.elements())
     draw.shuffle(records)
     drawing = Drawing(counts, wanted, seed=str(draw.random()))
@@ -55,7 +55,7 @@ def test_every_record_is_as_likely_as_any_other() -> None:
     counts = Counter({("coco", 1): 10})
     times = Counter()
     for seed in range(2000):
-        drawing = Drawing(counts, shares(counts, 0.3), seed=str(seed))
+        drawing = Drawing(counts, shares(counts, 0.3, "0"), seed=str(seed))
         times.update(n for n in range(10) if drawing(Item(n, item_of(n))))
     assert all(abs(times[n] - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5 for n in range(10))
 

@@ -161,6 +161,28 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peak < 10e6
 
 
+@pytest.mark.parametrize("piece", range(1, 12))
+def test_numbers_that_a_piece_cuts_are_whole(tmp_path, monkeypatch, piece):
+    """They are no records; what is wrong with them is told by whoever reads records."""
+    monkeypatch.setattr(json_items, "PIECE", piece)
+    items = list(JsonItems(write(tmp_path, "[1, 2, 3, 45678, 9.25e2, true]")))
+    assert [item.value for item in items] == [1, 2, 3, 45678, 925.0, True]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    """Guards places: other bytes lie there now."""
+    path = write(tmp_path, '[{"id": 1}, {"id": 2}]')
+    source = JsonItems(path)
+    first, _ = source
+    write(tmp_path, '[{"id": "other"}, {"id": 2}]')
+    with pytest.raises(RecordError, match="has changed since its records were counted"):
+        source.at(first)
+
+
+def test_suffixes_of_any_case(tmp_path):
+    assert len(list(JsonItems(write(tmp_path, '{"id": 1}\n{"id": 2}\n', "SET.JSONL")))) == 2
+
+
 def test_a_record_longer_than_many_pieces(tmp_path, monkeypatch):
     """Guards an answer of a hundred thousand tokens."""
     monkeypatch.setattr(json_items, "PIECE", 64)

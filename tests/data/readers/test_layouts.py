@@ -181,6 +181,11 @@ def test_saving_what_could_not_be_loaded_is_refused_and_leaves_the_old_file(fold
         (changed(image="/etc/passwd"), "field image: '/etc/passwd' leaves the image folder"),
         (changed(image="C:\\a.png"), "leaves the image folder"),
         (changed(image="a\0.png"), "leaves the image folder"),
+        (changed(image="\ud800.png"), "field image: character 0 is half of a surrogate pair"),
+        (changed(id="\ud800"), "record 1, field id: character 0 is half of a surrogate pair"),
+        (changed(image={"bytes": "abc"}), "field image: it is {'bytes': 'abc'}"),
+        (changed(image={"path": 5}), "field image: it is {'path': 5}"),
+        (changed(image={"path": "../a.png"}), "'../a.png' leaves the image folder"),
         (changed(image="sub/none.png"), "none.png is not there. Correct the path"),
         (changed(image="sub"), "sub is a folder, not a picture"),
         (changed(image="n" * 5000), "Correct the path"),
@@ -212,6 +217,12 @@ def test_chat_messages_are_the_same_record_as_llava_s(folder):
     first, second, third = load_records(write(folder, [CHAT, written, text]))
     assert first == second == Record("c1", (Turn("<image>What?", "A kite."),), (folder / "sub" / "a.png",), "Be brief.")
     assert third == Record("2", (Turn("Hi", "Ho"),))
+
+
+def test_nulls_are_fields_that_are_not_there(folder):
+    """As columns of a table that other rows fill."""
+    empty = dict.fromkeys(("id", "image", "file_name", "conversations", "task", "tasks"))
+    assert next(iter(load_records(write(folder, [CHAT | empty])))).id == "0"
 
 
 def test_a_folder_with_metadata_is_a_source(folder):

@@ -83,12 +83,22 @@ def test_faulty_rows_are_named_when_they_are_used_and_counted_by_check(tmp_path)
     records = load_records(tmp_path / "set.parquet")
     with pytest.raises(RecordError, match=r"set\.parquet: record 1 \(id '1'\), messages\[0\]\.role"):
         records[1]
-    with pytest.raises(RecordError, match=r"record 2 .*are no picture that Pillow knows"):
-        records[2]
+    with pytest.raises(RecordError, match="picture given in memory cannot be read"):
+        load_image(records[2].images[0], records[2].id)
     for verify, faulty in ((False, 2), (True, 3)):
         found = check_mixture(open_source(tmp_path / "set.parquet"), Look(verify), workers=1)
         assert sum(one.faulty for one in found.sources) == faulty
         assert sum(one.records for one in found.sources) == 4
+
+
+def test_other_columns_are_not_read(tmp_path):
+    """Guards folders: a column of pictures that nobody asked for may name any file."""
+    rows = [{"messages": TEXT, "thumbnail": {"path": "/etc/hostname", "bytes": None}}]
+    message = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    features = datasets.Features({"messages": datasets.List(message), "thumbnail": datasets.Image()})
+    parquets.write_table(datasets.Dataset.from_list(rows, features=features).data.table, tmp_path / "set.parquet")
+    (only,) = load_records(tmp_path / "set.parquet")
+    assert only.turns == (Turn("Hi", "Ho"),)
 
 
 def test_a_set_of_the_hub_is_streamed_as_far_as_it_is_asked_for(monkeypatch, tmp_path):

@@ -14,20 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from routing_experts.data.images import load_image
+from routing_experts.data.images import load_image, upright_size
 from routing_experts.data.mixture.files import MISNAMED, MISSING, UNREADABLE
 from routing_experts.data.mixture.looking import LONG, Look, Seen, Shown
 from routing_experts.data.mixture.naming import source_of
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.layouts import read_record
-from routing_experts.data.readers.pictures import checked_name, picture
+from routing_experts.data.readers.pictures import checked_name, path_named, picture
 from routing_experts.data.readers.sources import Source
+from routing_experts.data.records import Picture
 from routing_experts.errors import RecordError
 from routing_experts.records import Lengths, MixtureCheck, RecordFault, SourceCheck, environment
 
 BLOCK = 500  # records that a process looks at in one go
-KEPT = 100  # faults that the record tells in words; all of them are counted
+KEPT = 100  # faults of each kind that the record tells in words; all of them are counted
 RECORD = "record"
 
 
@@ -112,6 +113,7 @@ class _Check:
         self.faults: list[RecordFault] = []
         self.bytes, self._ids = 0, array("q")
         self._tallies: dict[str, _Tally] = {}
+        self._kept: Counter[str] = Counter()
         self._block: list[Shown] = []
         self._shared: Shared[list[Shown], list[Seen]] = Shared(pool, look, self._seen, limit)
 
@@ -144,15 +146,16 @@ class _Check:
         """Checks a record; its picture files are left to others."""
         names: list[str | None] = []
 
-        def note(value: Any, where: str, root: Path) -> Path:
-            if isinstance(value, str):
-                names.append(checked_name(value, where, root))
-                return root / value
-            names.append(None)
+        def note(value: Any, where: str, root: Path) -> Picture:
+            name = path_named(value)
+            names.append(name)
+            if name is not None:
+                return root / checked_name(name, where, root)
             held = picture(value, where, root)
+            upright_size(held, str(item.index))  # a table's are at hand: whether they begin as pictures costs nothing
             if self.look.verify:
                 load_image(held, str(item.index))
-            return root
+            return held
 
         problem = None
         try:
@@ -190,5 +193,6 @@ class _Check:
             return
         fault = RecordFault(number, kind, problem)
         self.on_fault(fault)
-        if len(self.faults) < KEPT:
+        if self._kept[kind] < KEPT:
+            self._kept[kind] += 1
             self.faults.append(fault)

@@ -1,12 +1,15 @@
 """What is wrong with picture files: by their first bytes, or by decoding them whole."""
 
+import struct
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from routing_experts.data.images import UNREADABLE as UNREADABLE_ERRORS
 from routing_experts.data.images import is_text, load_image
 from routing_experts.data.readers.pictures import missing
 from routing_experts.errors import RecordError
@@ -34,17 +37,29 @@ def look_at(path: str, verify: bool) -> tuple[str, str] | None:
         return UNREADABLE, f"cannot be read ({error.strerror})"
     if not head:
         return UNREADABLE, "is empty (0 bytes); its download or copy broke off"
+    named = Image.registered_extensions().get(Path(path).suffix.lower())
     found = format_of(head)
     if found is None and is_text(head):
         return UNREADABLE, f"is a text file, not a picture: it begins {head[:24]!r}, as a saved error page does"
-    if found is None and not verify:
-        return UNREADABLE, f"is in no format that Pillow knows; it begins {head[:8]!r}"
     if verify and (damage := _damage(path)):
         return UNREADABLE, damage
-    named = Image.registered_extensions().get(Path(path).suffix.lower())
-    if found is not None and named is not None and not _same(found, named):
+    if found is not None and (named is None or _same(found, named)):
+        return None
+    found = _opened_format(path)  # several formats may begin alike, and a few tell themselves by more than that
+    if found is None:
+        return UNREADABLE, f"is in no format that Pillow knows; it begins {head[:8]!r}"
+    if named is not None and not _same(found, named):
         return MISNAMED, f"is {found}, though its suffix says {named}"
     return None
+
+
+def _opened_format(path: str) -> str | None:
+    """The format that Pillow finds in a file; None if it finds none."""
+    try:
+        with Image.open(path) as opened:
+            return opened.format
+    except (*UNREADABLE_ERRORS, Image.DecompressionBombError):
+        return None
 
 
 def _damage(path: str) -> str | None:
@@ -60,7 +75,15 @@ def _damage(path: str) -> str | None:
 
 def format_of(head: bytes) -> str | None:
     """The name of the format whose pictures begin so, by Pillow's own tests; None if it knows none."""
-    return next((name for name, accepts in _formats() if accepts(head) is True), None)
+    return next((name for name, accepts in _formats() if _accepts(accepts, head)), None)
+
+
+def _accepts(test: Callable[[bytes], Any], head: bytes) -> bool:
+    """One of Pillow's tests, which fail in these ways on a few bytes, as ``Image.open`` expects of them."""
+    try:
+        return test(head) is True
+    except (SyntaxError, IndexError, TypeError, struct.error):
+        return False
 
 
 @cache

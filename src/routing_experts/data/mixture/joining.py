@@ -3,7 +3,6 @@
 The same sets, weights and seed give the same bytes.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from routing_experts.data.mixture.strata import Drawing, Stratum, authors_rule, 
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.json_items import JsonItems
 from routing_experts.data.readers.pictures import FIELDS, checked_name
-from routing_experts.data.writing import RecordWriter
+from routing_experts.data.writing import RecordWriter, as_json
 from routing_experts.errors import ConfigError, RecordError
 from routing_experts.records import Manifest, ManifestPart, StratumCount, sha256_of
 
@@ -66,7 +65,7 @@ def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = 
         RecordError: if a part cannot be read to its end, or is of another kind than a file; nothing is written then.
     """
     for part in parts:
-        if target.exists() and target.samefile(part.items.path):
+        if target.exists() and part.items.path.exists() and target.samefile(part.items.path):
             raise ConfigError(f"{target} is read from: it would be written over. Give another file to write.")
     written: Counter[Stratum] = Counter()
     found: Counter[Stratum] = Counter()
@@ -117,7 +116,7 @@ def _rounds(part: Part, counts: Counter[Stratum], seed: str) -> Iterator[Callabl
     for _ in range(floor(part.weight)):
         yield lambda item: True
     if share := part.weight % 1:
-        yield Drawing(counts, shares(counts, share), seed)
+        yield Drawing(counts, shares(counts, share, seed), seed)
 
 
 def _renamed(item: Item, content: bytes, part: Part, copy: int) -> bytes:
@@ -133,7 +132,7 @@ def _renamed(item: Item, content: bytes, part: Part, copy: int) -> bytes:
     for field in FIELDS:
         if part.prefix and value.get(field):
             value[field] = _below(value[field], f"{part.items.where(item.index)}, field {field}", part)
-    return json.dumps(value, ensure_ascii=False).encode()
+    return as_json(value)
 
 
 def _below(named: Any, where: str, part: Part) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 TEXT_ONLY = "text only"
+DEPTH = 2  # folders of a path that name a source: a set with a folder a picture is still one
 IN_MEMORY = "pictures in the table"
 # LLaVA's mixture of 665,000 records keeps Visual Genome in two folders.
 LAYOUT = (
@@ -26,5 +27,5 @@ def source_of(paths: Sequence[str | None]) -> str:
     first = paths[0]
     if first is None:
         return IN_MEMORY
-    folder, _, _ = first.rpartition("/")
+    folder = "/".join(first.split("/")[:-1][:DEPTH])
     return folder or "the image folder"

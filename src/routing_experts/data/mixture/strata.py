@@ -9,7 +9,7 @@ from typing import Any
 from routing_experts.data.mixture.naming import source_of
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES, SYSTEM
 from routing_experts.data.readers.items import Item
-from routing_experts.data.readers.pictures import FIELDS
+from routing_experts.data.readers.pictures import FIELDS, path_named
 
 Stratum = tuple[str, int]
 Keep = Callable[[Item], bool]
@@ -20,7 +20,7 @@ def stratum_of(value: Any) -> Stratum:
     if not isinstance(value, dict):
         return "no record", 0
     named = next((value[field] for field in FIELDS if value.get(field)), None)
-    names = named if isinstance(named, list) else [named] if named is not None else []
+    values = named if isinstance(named, list) else [named] if named is not None else []
     for layout in (LLAVA, MESSAGES):
         if isinstance(messages := value.get(layout.field), list):
             first = messages[0] if messages and isinstance(messages[0], dict) else {}
@@ -28,7 +28,7 @@ def stratum_of(value: Any) -> Stratum:
             break
     else:
         turns = 0
-    return source_of([name if isinstance(name, str) else None for name in names]), turns
+    return source_of([path_named(value) for value in values]), turns
 
 
 def authors_rule(item: Item) -> bool:
@@ -41,15 +41,17 @@ def counts_of(items: Iterable[Item]) -> Counter[Stratum]:
     return Counter(stratum_of(item.value) for item in items)
 
 
-def shares(counts: Counter[Stratum], share: float) -> dict[Stratum, int]:
+def shares(counts: Counter[Stratum], share: float, seed: str) -> dict[Stratum, int]:
     """How many records of each stratum make the share: exact in total, and within one record in each.
 
-    Strata that lose the most by rounding down are rounded up, until the total is met.
+    Strata that lose the most by rounding down are rounded up, until the total is met; among equals the seed chooses.
     """
     exact = {stratum: share * count for stratum, count in counts.items()}
     wanted = {stratum: floor(value) for stratum, value in exact.items()}
     lacking = round(share * counts.total()) - sum(wanted.values())
-    for stratum in sorted(exact, key=lambda one: (wanted[one] - exact[one], one))[:lacking]:
+    strata = sorted(exact)
+    Random(seed).shuffle(strata)
+    for stratum in sorted(strata, key=lambda one: wanted[one] - exact[one])[:lacking]:
         wanted[stratum] += 1
     return wanted
 
@@ -68,7 +70,7 @@ class Drawing:
 
     def __init__(self, counts: Counter[Stratum], wanted: dict[Stratum, int], seed: str) -> None:
         self._left, self._wanted = Counter(counts), dict(wanted)
-        self._draws = {(source, turns): Random(f"{seed}/{source}/{turns}") for source, turns in counts}
+        self._draws = {(source, turns): Random(f"{seed}/{source!a}/{turns}") for source, turns in counts}
 
     def __call__(self, item: Item) -> bool:
         """Whether the next record is drawn."""

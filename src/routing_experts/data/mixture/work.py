@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Generic, TypeVar
 
-from routing_experts.errors import RecordError
+from routing_experts.errors import WorkerError
 
 AHEAD = 3  # blocks a process that wait or are being worked on: enough to keep it busy, few enough to stay small
 B = TypeVar("B")
@@ -35,7 +35,10 @@ class Shared(Generic[B, R]):
         """Hands a block out; waits while too many are on their way."""
         while len(self._given) >= self.limit:
             self._take()
-        self._given.append((block, self.pool.submit(self.do, block)))
+        try:
+            self._given.append((block, self.pool.submit(self.do, block)))
+        except BrokenProcessPool as error:
+            raise _lost() from error
 
     def finish(self) -> None:
         """Takes back all that is on its way."""
@@ -47,11 +50,15 @@ class Shared(Generic[B, R]):
         try:
             made = future.result()
         except BrokenProcessPool as error:
-            raise RecordError(
-                "a process that looked at records has died, probably because memory ran out. Give fewer of them "
-                "(--workers)."
-            ) from error
+            raise _lost() from error
         self.take(block, made)
+
+
+def _lost() -> WorkerError:
+    return WorkerError(
+        "a process that shares the work on the records has ended: memory may have run out, or the program that began "
+        "it runs again where it is imported (see multiprocessing's `__main__`). Give fewer workers."
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from routing_experts.data.readers.json_items import kind
+from routing_experts.data.readers.pictures import check_characters
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Turn
 from routing_experts.errors import RecordError
 
@@ -76,23 +77,13 @@ def _message(message: Any, layout: Layout, where: str, place: int) -> tuple[str,
         )
     text = value if isinstance(value, str) else _joined(value, f"{where}, {layout.field}[{place}].{layout.text}")
     if not text.isascii():
-        _check_characters(text, f"{where}, {layout.field}[{place}].{layout.text}")
+        check_characters(text, f"{where}, {layout.field}[{place}].{layout.text}")
     if speaker == layout.answers and (not text or text.isspace()):
         raise RecordError(
             f"{where}, {layout.field}[{place}].{layout.text}: the answer is empty, so nothing could be learned. Fill "
             "it in, or take the turn out."
         )
     return speaker, text
-
-
-def _check_characters(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            f"{where}: character {error.start} is half of a surrogate pair ({text[error.start]!a}), which no tokenizer "
-            "can read. Mend the text's encoding."
-        ) from error
 
 
 def _joined(value: Any, where: str) -> str:
@@ -151,8 +142,8 @@ def _check_placeholders(
 
 def _tasks(item: Mapping[str, Any], where: str, num_turns: int) -> Sequence[str]:
     """``tasks`` names each turn's task; ``task`` one for all; without either they are empty."""
-    if "tasks" not in item:
-        task = item.get("task", "")
+    if item.get("tasks") is None:
+        task = item.get("task") or ""
         if not isinstance(task, str):
             raise RecordError(f"{where}, field task: it is {kind(task)}, but it must be text. Write it as a string.")
         return [task] * num_turns

@@ -32,10 +32,12 @@ class JsonItems:
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
+        self._seen: tuple[int, int] | None = None  # the file's size and time when its places were told
 
     def __iter__(self) -> Iterator[Item]:
         with _opened(self.path) as file:
-            if self.path.suffix in LINES:
+            self._seen = _state(self.path)
+            if self.path.suffix.lower() in LINES:
                 yield from _lines(self.path, file)
             else:
                 yield from _Text(self.path, file).items()
@@ -48,7 +50,16 @@ class JsonItems:
                 yield item, file.read(item.end - item.start).strip()
 
     def at(self, item: Item) -> Any:
-        """Parses the bytes at an item's place."""
+        """Parses the bytes at an item's place.
+
+        Raises:
+            RecordError: if the file has changed since its places were told.
+        """
+        if self._seen not in (None, _state(self.path)):
+            raise RecordError(
+                f"{self.path} has changed since its records were counted: they lie elsewhere now. Leave it alone while "
+                "it is read, and begin anew."
+            )
         with _opened(self.path) as file:
             file.seek(item.start)
             return json.loads(file.read(item.end - item.start))
@@ -60,6 +71,11 @@ class JsonItems:
     def where(self, index: int) -> str:
         """The file and the record's number."""
         return f"{self.path}: record {index}"
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -154,14 +170,17 @@ class _Text:
                     f"{self.path}: record {index} nests too deeply, or holds a number too long, to be a record "
                     f"({error}). Correct it."
                 ) from error
+            is_bare = self.text[self.position] not in '{["'
+            if is_bare and end > len(self.text) - SLACK and self._more(wanted):
+                continue  # a number may go on
             self._pass(end)
             return value
 
-    def _more(self, size: int = PIECE) -> bool:
+    def _more(self, size: int | None = None) -> bool:
         """Decodes another piece; False at the end of the file."""
         if self.is_whole:
             return False
-        piece = self.file.read(size)
+        piece = self.file.read(PIECE if size is None else size)
         self.is_whole = not piece
         try:
             decoded = self.decoder.decode(piece, final=self.is_whole)

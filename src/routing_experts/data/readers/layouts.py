@@ -11,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES, read_turns
 from routing_experts.data.readers.json_items import kind
-from routing_experts.data.readers.pictures import picture, picture_values
-from routing_experts.data.records import Record
+from routing_experts.data.readers.pictures import check_characters, picture, picture_values
+from routing_experts.data.records import Picture, Record
 from routing_experts.errors import RecordError
 
-Find = Callable[[Any, str, Path], Path | Image.Image]
+Find = Callable[[Any, str, Path], Picture]
 
 
 def read_record(item: Any, where: str, index: int, root: Path, find: Find = picture) -> Record:
@@ -40,13 +38,16 @@ def read_record(item: Any, where: str, index: int, root: Path, find: Find = pict
             f"{where}: it is {kind(item)}, but a record is an object with `conversations` and, for pictures, `image`. "
             "Write it so, or take it out."
         )
-    name = item.get("id", str(index))
+    name = str(index) if item.get("id") is None else item["id"]
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise RecordError(f"{where}, field id: it is {kind(name)}, but ids are strings or integers. Correct it.")
+    if isinstance(name, str) and not name.isascii():
+        check_characters(name, f"{where}, field id")
     where = f"{where} (id {name!r})"
-    if "messages" in item and "conversations" in item:
+    layouts = [layout for layout in (LLAVA, MESSAGES) if item.get(layout.field) is not None]
+    if len(layouts) > 1:
         raise RecordError(f"{where}, fields messages and conversations: it has two conversations. Keep one of them.")
     field, values = picture_values(item, where)
     images = tuple(find(value, f"{where}, field {field}", root) for value in values)
-    system, turns = read_turns(item, MESSAGES if "messages" in item else LLAVA, where, len(images))
+    system, turns = read_turns(item, layouts[0] if layouts else LLAVA, where, len(images))
     return Record(str(name), turns, images, system)

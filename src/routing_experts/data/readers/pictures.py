@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from PIL import Image
 
-from routing_experts.data.images import UNREADABLE
+from routing_experts.data.records import Picture
 from routing_experts.errors import RecordError
 
 # LLaVA's, tables', and those of a folder with metadata.jsonl: one of them.
@@ -42,32 +41,32 @@ def picture_values(item: Mapping[str, Any], where: str) -> tuple[str, list[Any]]
 
 
 def _names_picture(value: Any) -> bool:
-    return (isinstance(value, str | Image.Image | Mapping)) and bool(value)
+    if isinstance(value, Mapping):  # of a table: bytes, or a path, or both
+        content, path = value.get("bytes"), value.get("path")
+        return (
+            (content is None or isinstance(content, bytes)) and isinstance(path, str | None) and bool(content or path)
+        )
+    return isinstance(value, str | Image.Image) and bool(value)
 
 
-def picture(value: Any, where: str, root: Path) -> Path | Image.Image:
-    """A path below the image folder whose file is there, or a table's picture.
+def path_named(value: Any) -> str | None:
+    """The path by which a field's value names a picture; None for one that a table holds itself."""
+    if isinstance(value, Mapping):
+        value = None if value.get("bytes") else value.get("path")
+    return value if isinstance(value, str) else None
+
+
+def picture(value: Any, where: str, root: Path) -> Picture:
+    """A path below the image folder whose file is there, or what a table holds.
 
     Raises:
-        RecordError: naming the field, if the path leaves the folder or no file is there, or bytes are no picture.
+        RecordError: naming the field, if the path leaves the folder or no file is there.
     """
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping):
-        if value.get("bytes"):
-            return _decoded(value["bytes"], where)
-        return picture(value.get("path") or "", where, root)
-    return path_below(value, where, root)
-
-
-def _decoded(content: bytes, where: str) -> Image.Image:
-    try:
-        return Image.open(BytesIO(content))
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise RecordError(
-            f"{where}: {len(content)} bytes are no picture that Pillow knows ({error}). Replace it, or leave the "
-            "record out."
-        ) from error
+    name = path_named(value)
+    if name is not None:
+        return path_below(name, where, root)
+    held: Picture = value["bytes"] if isinstance(value, Mapping) else value
+    return held
 
 
 def path_below(name: str, where: str, root: Path) -> Path:
@@ -97,7 +96,20 @@ def checked_name(name: str, where: str, root: Path) -> str:
             f"{where}: {name!r} leaves the image folder, so a file of records could make this program read any file. "
             f"Give a path relative to {root}, without `..`."
         )
+    if not name.isascii():
+        check_characters(name, where)
     return name
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raises ``RecordError`` for half of a surrogate pair, which no tokenizer, file or terminal can take."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{where}: character {error.start} is half of a surrogate pair ({text[error.start]!a}), which no tokenizer "
+            "can read. Mend the text's encoding."
+        ) from error
 
 
 def leaves(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def open_source(
         return Source(JsonItems(path / METADATA), root or path)
     if is_table(path):
         return Source(parquet_table(path), root or (path if path.is_dir() else path.parent))
-    if path.suffix in (".json", *LINES) or path.exists():
+    if path.suffix.lower() in (".json", *LINES) or path.exists():
         _check_is_file(path)
         return Source(JsonItems(path), root or path.parent)
     if str(name).count("/") == 1:
@@ -75,20 +76,18 @@ class Records:
 
     Args:
         source: where they are read.
-        numbers, starts, ends: their places in it.
+        starts, ends: their places in it.
     """
 
-    def __init__(self, source: Source, numbers: "array[int]", starts: "array[int]", ends: "array[int]") -> None:
-        self.source, self.numbers, self.starts, self.ends = source, numbers, starts, ends
+    def __init__(self, source: Source, starts: "array[int]", ends: "array[int]") -> None:
+        self.source, self.starts, self.ends = source, starts, ends
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> Record:
-        item = Item(self.numbers[index], None, self.starts[index], self.ends[index])
-        return read_record(
-            self.source.items.at(item), self.source.items.where(item.index), item.index, self.source.root
-        )
+        item = Item(index, None, self.starts[index], self.ends[index])
+        return self.source.record(replace(item, value=self.source.items.at(item)))
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -107,7 +106,8 @@ def load_records(
     Args:
         name, images, subset, split: see ``open_source``.
         limit: reads only so many of the first records; all of them by default.
-        faults: takes what is wrong with records, which are left out then; None to raise at the first.
+        faults: takes what is wrong with records, which keep their place then and are refused when they are used; None
+            to raise at the first.
 
     Raises:
         ConfigError: if the limit is below 1.
@@ -119,9 +119,9 @@ def load_records(
         )
     source = open_source(name, images, subset, split, limit)
     if isinstance(source.items, TableItems):
-        rows = array("q", range(min(len(source.items), limit or len(source.items))))
-        return Records(source, rows, rows, rows)
-    numbers, starts, ends = array("q"), array("q"), array("q")
+        none = array("q", bytes(8 * min(len(source.items), limit or len(source.items))))
+        return Records(source, none, none)
+    starts, ends = array("q"), array("q")
     for item in source.items:
         if limit is not None and item.index >= limit:
             break
@@ -131,8 +131,6 @@ def load_records(
             if faults is None:
                 raise
             faults.append(Fault(item.index, str(error)))
-            continue
-        numbers.append(item.index)
         starts.append(item.start)
         ends.append(item.end)
-    return Records(source, numbers, starts, ends)
+    return Records(source, starts, ends)

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from routing_experts.data.readers.conversation import LLAVA, MESSAGES
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.pictures import FIELDS
 from routing_experts.errors import RecordError
 from routing_experts.optional import need
 
 PARQUET = ".parquet"
+READ = (*FIELDS, LLAVA.field, MESSAGES.field, "id", "task", "tasks")
 
 
 class TableItems:
@@ -74,9 +76,16 @@ def hub_table(name: str, subset: str | None, split: str, limit: int | None) -> T
     """
     if limit is None:
         return TableItems(name, _loaded(name, name, subset, split=split))
+    from datasets.fingerprint import Hasher
+
     stream = _undecoded(_loaded(name, name, subset, split=split, streaming=True)).take(limit)
     datasets = need("datasets", "data", f"reading {name}")
-    return TableItems(name, datasets.Dataset.from_generator(lambda: iter(stream), features=stream.features))
+    rows = datasets.Dataset.from_generator(
+        lambda: iter(stream),
+        features=stream.features,
+        fingerprint=Hasher.hash([name, subset, split, limit]),  # the same in every process and run: fetched once
+    )
+    return TableItems(name, rows)
 
 
 def _loaded(name: str, *args: Any, **settings: Any) -> Any:
@@ -87,7 +96,7 @@ def _loaded(name: str, *args: Any, **settings: Any) -> Any:
     try:
         return datasets.load_dataset(*args, **settings)
     except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise RecordError(
             f"{name}: the table cannot be loaded ({reason}). Give a .json or .jsonl file, a folder with metadata.jsonl "
             "or parquet files, or the name of a set on the hub; offline, fetch the set first."
@@ -95,8 +104,12 @@ def _loaded(name: str, *args: Any, **settings: Any) -> Any:
 
 
 def _undecoded(table: Any) -> Any:
-    """Without opening pictures: a row's are bytes and a path."""
+    """The columns that are read, without opening pictures: a row's are bytes and a path.
+
+    Any other column could hold pictures too, whose paths lead anywhere.
+    """
     datasets = need("datasets", "data", "reading tables")
+    table = table.select_columns([name for name in table.column_names if name in READ])
     features = table.features or {}
     for name in FIELDS:
         feature = features.get(name)
