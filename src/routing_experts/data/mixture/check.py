@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from routing_experts.data.images import load_image, upright_size
-from routing_experts.data.mixture.files import MISNAMED, MISSING, UNREADABLE
+from routing_experts.data.images import load_image
+from routing_experts.data.mixture.files import HEAD, MISNAMED, MISSING, UNREADABLE, format_of
 from routing_experts.data.mixture.looking import LONG, Look, Seen, Shown
 from routing_experts.data.mixture.naming import source_of
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
@@ -152,7 +152,11 @@ class _Check:
             if name is not None:
                 return root / checked_name(name, where, root)
             held = picture(value, where, root)
-            upright_size(held, str(item.index))  # a table's are at hand: whether they begin as pictures costs nothing
+            if isinstance(held, bytes) and format_of(held[:HEAD]) is None:
+                raise RecordError(
+                    f"{where}: {len(held):,} bytes in no format that Pillow knows; they begin {held[:8]!r}. Replace them, "
+                    "or leave the record out."
+                )
             if self.look.verify:
                 load_image(held, str(item.index))
             return held

@@ -170,10 +170,10 @@ class _Text:
                     f"{self.path}: record {index} nests too deeply, or holds a number too long, to be a record "
                     f"({error}). Correct it."
                 ) from error
-            is_bare = self.text[self.position] not in '{["'
+            is_bare, length = self.text[self.position] not in '{["', end - self.position
             if is_bare and end > len(self.text) - SLACK and self._more(wanted):
                 continue  # a number may go on
-            self._pass(end)
+            self._pass(self.position + length)
             return value
 
     def _more(self, size: int | None = None) -> bool:
