@@ -154,8 +154,8 @@ class _Check:
             held = picture(value, where, root)
             if isinstance(held, bytes) and format_of(held[:HEAD]) is None:
                 raise RecordError(
-                    f"{where}: {len(held):,} bytes in no format that Pillow knows, beginning {held[:8]!r}. Replace them, "
-                    "or leave the record out."
+                    f"{where}: {len(held):,} bytes in no format that Pillow knows, beginning {held[:8]!r}. Replace "
+                    "them, or leave the record out."
                 )
             if self.look.verify:
                 load_image(held, str(item.index))
