@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import STEPS, Run, ended, finished, kill_when, recipe, torchrun, training, wait_until, workers
+from launch import EPOCH, STEPS, Run, ended, finished, kill_when, recipe, torchrun, training, wait_until, workers
 
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import from_pretrained
@@ -95,6 +95,14 @@ PATHS = [
     *[((2, "zero3"), (1, None)), ((1, None), (2, "zero2")), ((2, "zero2"), (2, "zero3")), ((2, None), (2, "fsdp2"))],
     ((2, "zero3_offload"), (2, "zero3_offload")),
 ]
+
+
+def test_a_kill_in_the_second_epoch_changes_nothing(whole, tmp_path):
+    """Guards the data's order: processes that go on are in the epoch and at the place that they were in."""
+    of = recipe(tmp_path, "run", 2, save_steps=1)
+    kill_when(training(torchrun(2), of), lambda: saved(tmp_path / "run", EPOCH + 1))
+    finished(training(torchrun(2), of))
+    assert_is_the_run(tmp_path / "run", whole)
 
 
 @needs_deepspeed

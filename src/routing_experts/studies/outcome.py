@@ -10,12 +10,11 @@ from routing_experts.evaluation.scoring import Evaluation
 from routing_experts.records import StudyRun, as_bits, as_marks, origin, read_log
 from routing_experts.studies.jobs import Job
 from routing_experts.studies.plan import Study
-from routing_experts.training.folder import RunFolder
+from routing_experts.training.folder import DIVIDED, RunFolder
 from routing_experts.training.recipe import DataSettings, Recipe, recipe_values
 
 # Nothing that tells arms apart; a step's records are told, not the batches that they are divided into, nor how they
 # are read.
-DIVIDED = ("training.batch_size", "training.accumulation", "training.records_a_step")
 READ = ("data.workers", "data.token_cache")
 UNTOLD = ("output", "training.seed", "training.report_to", "training.logging_steps", *READ, *DIVIDED)
 

@@ -22,19 +22,14 @@ RUN_NAME = "run.json"
 LOCK_NAME = ".lock"
 FAULTS_NAME = "faults.jsonl"
 RUN_FORMAT = 1
+# How a step's records are divided changes rounding alone; their number is a fact of the run.
+DIVIDED = ("training.batch_size", "training.accumulation", "training.records_a_step")
 # What may differ between a run and its continuation: nothing that a weight depends on.
 HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
     *("training.eval_steps", "data.keep_encoded", "data.workers", "data.token_cache"),
-    # How a step's records are divided changes rounding alone; their number is a fact of the run.
-    *(
-        "training.batch_size",
-        "training.accumulation",
-        "training.records_a_step",
-        "training.gradient_checkpointing",
-        "training.sharding",
-    ),
+    *("training.gradient_checkpointing", "training.sharding", *DIVIDED),
 )
 
 CONTENTS = "contents of data.source"
