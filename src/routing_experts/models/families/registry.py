@@ -8,7 +8,7 @@ from torch import nn
 
 from routing_experts.errors import ModelFamilyError
 
-_BUILT_IN = ("idefics3", "llama", "llava", "qwen2_5_vl", "smolvlm")
+_BUILT_IN = ("idefics3", "llama", "llava", "llava_hr", "qwen2_5_vl", "smolvlm")
 _REGISTERED: dict[str, "Family"] = {}
 
 
@@ -22,6 +22,8 @@ class Family:
         auto_class: the transformers auto class that loads it.
         uses_mrope: whether a picture's tokens have positions by time, height and width (M-RoPE), which the inner
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
+        classes: where transformers lacks the family, the package that brings it: its module ``configuration`` has
+            ``CONFIGS``, its module ``modeling`` ``MODELS``, by the auto classes that they are registered with.
         description: one line for ``roe families`` and error messages.
     """
 
@@ -29,6 +31,7 @@ class Family:
     image_token_attributes: tuple[str, ...] = ()
     auto_class: str = "AutoModelForImageTextToText"
     uses_mrope: bool = False
+    classes: str = ""
     description: str = ""
 
     def image_token_ids(self, config: Any) -> tuple[int, ...]:

@@ -1,0 +1,12 @@
+"""LLaVA-HR: a CLIP and a ConvNeXt tower mixed, projector, Llama decoder; the package brings its classes."""
+
+from routing_experts.models.families.registry import Family, register
+
+register(
+    Family(
+        "llava_hr",
+        ("image_token_id",),
+        classes="routing_experts.models.llava_hr",
+        description="LLaVA-HR, 7B and X-13B (imported by `roe import`)",
+    )
+)

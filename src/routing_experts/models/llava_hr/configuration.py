@@ -1,0 +1,95 @@
+"""Settings of LLaVA-HR: transformers' LLaVA with another vision tower."""
+
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlavaConfig
+
+from routing_experts.errors import ConfigError
+
+SLOW_STRIDE = 32  # pixels that one place of a ConvNeXt's last map stands for: a stem of 4, then three halvings
+
+
+class LlavaHrVisionConfig(CLIPVisionConfig):
+    """The two towers and what joins them; CLIP's own settings, and beside them
+
+    Attributes:
+        input_image_size: pixels of the square picture that both towers get, S.
+        slow_hidden_sizes, slow_depths: widths and numbers of blocks of the ConvNeXt's four stages.
+        slow_norm_eps: of the ConvNeXt's normalisations.
+        adapter_layers: the CLIP layers, counted from 0, behind each of which an adapter mixes in the high resolution;
+            none in checkpoints of the first training stage.
+        freeze_vision: whether the towers stay as they are when the model is tuned.
+    """
+
+    model_type = "llava_hr_vision"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    input_image_size: int = 1024
+    slow_hidden_sizes: list[int] | tuple[int, ...] = (192, 384, 768, 1536)
+    slow_depths: list[int] | tuple[int, ...] = (3, 3, 27, 3)
+    slow_norm_eps: float = 1e-6
+    adapter_layers: list[int] | tuple[int, ...] = (5, 11, 17)
+    freeze_vision: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.slow_hidden_sizes, self.slow_depths = list(self.slow_hidden_sizes), list(self.slow_depths)
+        self.adapter_layers = list(self.adapter_layers)
+        if self.input_image_size < SLOW_STRIDE or self.input_image_size % SLOW_STRIDE:
+            raise ConfigError(
+                f"input_image_size {self.input_image_size}: the high-resolution tower halves a picture five times, so "
+                f"its side has to be a multiple of {SLOW_STRIDE}. LLaVA-HR was published with 1024."
+            )
+        if self.low_resolution % self.patch_size:
+            raise ConfigError(
+                f"input_image_size {self.input_image_size} with patches of {self.patch_size}: the low-resolution "
+                f"picture of {self.low_resolution} pixels is no whole number of them. Choose a size that is."
+            )
+        low, high = sorted((self.patches_per_side, self.slow_side))
+        if high % low:
+            raise ConfigError(
+                f"input_image_size {self.input_image_size} gives maps of {self.patches_per_side} and {self.slow_side} "
+                "places a side: one has to divide the other. LLaVA-HR was published with 384, 768, 1024 and 1536."
+            )
+        if any(not 0 <= layer < self.num_hidden_layers for layer in self.adapter_layers):
+            raise ConfigError(
+                f"adapter_layers {self.adapter_layers} of a tower of {self.num_hidden_layers} layers: they are counted "
+                f"from 0. Name layers up to {self.num_hidden_layers - 1}."
+            )
+
+    @property
+    def low_resolution(self) -> int:
+        """Pixels a side of the picture that CLIP gets: as many patches as the ConvNeXt has places, or its own size."""
+        return max(self.input_image_size * self.patch_size // SLOW_STRIDE, self.image_size)
+
+    @property
+    def patches_per_side(self) -> int:
+        """CLIP's patches along a side; their square is the number of visual tokens."""
+        return self.low_resolution // self.patch_size
+
+    @property
+    def slow_side(self) -> int:
+        """Places along a side of the ConvNeXt's last map."""
+        return self.input_image_size // SLOW_STRIDE
+
+
+class LlavaHrConfig(LlavaConfig):
+    """A LLaVA with LLaVA-HR's tower, all of whose output is taken: there is no class token and no layer to choose."""
+
+    model_type = "llava_hr"
+
+    image_seq_length: int = 1024
+    vision_feature_select_strategy: str = "full"
+    vision_feature_layer: int | list[int] = -1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.vision_config is None:
+            self.vision_config = LlavaHrVisionConfig()
+        super().__post_init__(**kwargs)
+        self.image_seq_length = self.vision_config.patches_per_side**2

@@ -1,0 +1,134 @@
+"""LLaVA-HR's vision tower, and the model: transformers' LLaVA around it.
+
+Shapes: B pictures, S pixels a side, N visual tokens, D the ViT's width, C channels of the ConvNeXt's last map.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ConvNextConfig, LlavaForConditionalGeneration
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel
+from transformers.models.convnext.modeling_convnext import (
+    ConvNextEmbeddings,
+    ConvNextEncoder,
+    ConvNextLayer,
+    ConvNextLayerNorm,
+)
+
+from routing_experts.models.llava_hr.adapters import FusionProjector, ResolutionAdapter
+from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
+
+
+class FastEmbeddings(nn.Module):
+    """Patches of the low-resolution picture with CLIP's positions, spread over as many patches as there are.
+
+    CLIP's class token is left out: LLaVA-HR drops it before the first normalisation, so nothing ever reads it.
+    """
+
+    def __init__(self, config: LlavaHrVisionConfig) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.resolution = config.low_resolution
+        self.side, self.trained_side = config.patches_per_side, config.image_size // patch
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding(self.trained_side**2, width)
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Embeds; returns [B, N, D]."""
+        size = (self.resolution, self.resolution)
+        small = F.interpolate(pixels_B3SS.float(), size=size, mode="bilinear", align_corners=True)
+        patches_BDnn = self.patch_embedding(small.to(self.patch_embedding.weight.dtype))
+        return patches_BDnn.flatten(2).transpose(1, 2) + self.positions()
+
+    def positions(self) -> Tensor:
+        """[N, D]; bicubic and antialiased in 32 bits, unlike what transformers' CLIP does on its own."""
+        trained_ND = self.position_embedding.weight
+        if self.side == self.trained_side:
+            return trained_ND
+        grid = trained_ND.T.reshape(1, -1, self.trained_side, self.trained_side).float()
+        spread = F.interpolate(grid, size=(self.side, self.side), mode="bicubic", antialias=True)
+        return spread.flatten(2)[0].T.to(trained_ND.dtype)
+
+
+class SlowTower(nn.Module):
+    """A ConvNeXt without its head: the last stage's map of the whole picture."""
+
+    def __init__(self, config: LlavaHrVisionConfig) -> None:
+        super().__init__()
+        settings = ConvNextConfig(
+            num_channels=config.num_channels, hidden_sizes=config.slow_hidden_sizes, depths=config.slow_depths
+        )
+        self.embeddings = ConvNextEmbeddings(settings)
+        self.encoder = ConvNextEncoder(settings)
+        for module in self.modules():  # transformers writes 1e-6 into them
+            if isinstance(module, ConvNextLayerNorm):
+                module.eps = config.slow_norm_eps
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Looks; returns [B, C, S / 32, S / 32]."""
+        return self.encoder(self.embeddings(pixels_B3SS)).last_hidden_state
+
+
+class LlavaHrVisionModel(CLIPPreTrainedModel):
+    """Both towers and what joins them; its output is [B, N, D]."""
+
+    config_class = LlavaHrVisionConfig
+    config: LlavaHrVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
+    _no_split_modules = ["CLIPEncoderLayer", "ConvNextLayer", "ResolutionAdapter"]  # noqa: RUF012 (transformers' way)
+
+    def __init__(self, config: LlavaHrVisionConfig) -> None:
+        super().__init__(config)
+        width, channels = config.hidden_size, config.slow_hidden_sizes[-1]
+        self.embeddings = FastEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)  # spelled as CLIP spells it
+        self.encoder = CLIPEncoder(config)
+        self.slow_tower = SlowTower(config)
+        self.adapters = nn.ModuleList([ResolutionAdapter(width, channels) for _ in config.adapter_layers])
+        self.fusion_projector = FusionProjector(width, channels)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Looks at pictures.
+
+        Args:
+            pixel_values: [B, 3, S, S], normalised as CLIP's are; both towers share them.
+            **_: what LLaVA asks of towers whose layers it chooses from.
+        """
+        slow_BChw = self.slow_tower(pixel_values)  # whole, before the first adapter: all of them read its last map
+        hidden_BND = self.pre_layrnorm(self.embeddings(pixel_values))
+        behind = dict(zip(self.config.adapter_layers, self.adapters, strict=True))
+        for number, layer in enumerate(self.encoder.layers):
+            hidden_BND = layer(hidden_BND, attention_mask=None)
+            if number in behind:
+                hidden_BND = behind[number](hidden_BND, slow_BChw)
+        fused_BND = self.fusion_projector(hidden_BND, slow_BChw)
+        return BaseModelOutputWithPooling(last_hidden_state=fused_BND, hidden_states=(fused_BND,))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ResolutionAdapter):
+            for conv in (module.slow_conv, module.fast_conv):
+                init.xavier_uniform_(conv.weight)
+            for projection in (module.slow_proj, module.fast_proj):
+                init.zeros_(projection.weight)
+            for part in (module.slow_conv, module.slow_proj, module.fast_conv, module.fast_proj):
+                init.zeros_(part.bias)
+        elif isinstance(module, FastEmbeddings):
+            init.normal_(module.position_embedding.weight, std=self.config.initializer_range)
+        elif isinstance(module, ConvNextLayer):
+            init.constant_(module.layer_scale_parameter, 1e-6)
+
+
+class LlavaHrForConditionalGeneration(LlavaForConditionalGeneration):
+    """Transformers' LLaVA; its configuration brings LLaVA-HR's tower."""
+
+    config_class = LlavaHrConfig
+    config: LlavaHrConfig
