@@ -200,6 +200,7 @@ content = [{"type": "image", "image": Image.new("RGB", (32, 32))}, {"type": "tex
 answer = pipe(text=[{"role": "user", "content": content}], max_new_tokens=3, return_full_text=False)
 assert isinstance(answer[0]["generated_text"], str)
 """
+CLASS_FIRST = "import routing_experts\nfrom transformers import LlavaForConditionalGeneration\nimport transformers"
 TRANSFORMERS_FIRST = "import transformers\nfrom transformers import AutoModelForImageTextToText\nimport routing_experts"
 ROUTING_FIRST = "import routing_experts\nimport transformers"
 
@@ -219,8 +220,8 @@ def pocket_folders(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("imports", "then"),
-    [(TRANSFORMERS_FIRST, ""), (ROUTING_FIRST, PIPELINE)],
-    ids=["transformers first", "routing_experts first, pipeline"],
+    [(TRANSFORMERS_FIRST, ""), (ROUTING_FIRST, PIPELINE), (CLASS_FIRST, "")],
+    ids=["transformers first", "routing_experts first, pipeline", "a model's class before the auto classes"],
 )
 def test_transformers_own_entrances_give_a_routed_model(imports, then, pocket_folders):
     """Guards the auto class and the pipeline in a fresh interpreter; a plain folder stays plain."""
