@@ -11,7 +11,7 @@ from torch import Tensor
 from routing_experts.config import RoEConfig
 from routing_experts.errors import CheckpointError
 from routing_experts.models.convert import revert
-from routing_experts.models.official import import_official
+from routing_experts.models.published.roe import import_official
 from tiny import tiny_llava
 
 RECORDING = golden.load()

@@ -29,12 +29,6 @@ from routing_experts.nn.router import keeps, router_logits
 BY_ROW = ("attention_mask", "position_ids", "position_embeddings")  # what a layer is called with, a row an example
 
 
-def disguise(base: type, body: dict[str, Any]) -> type:
-    """A subclass that calls itself what its base is called: transformers and accelerate match on class names."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base)(base.__name__, (base,), body | names)
-
-
 @functools.cache
 def routed_layer_class(base: type) -> type:
     """The routed subclass of a decoder layer's class; one a class, so that equal layers stay of one class."""

@@ -6,7 +6,7 @@ register(
     Family(
         "llava_hr",
         ("image_token_id",),
-        classes="routing_experts.models.llava_hr",
+        package="routing_experts.models.llava_hr",
         description="LLaVA-HR, 7B and X-13B (imported by `roe import`)",
     )
 )

@@ -22,8 +22,8 @@ class Family:
         auto_class: the transformers auto class that loads it.
         uses_mrope: whether a picture's tokens have positions by time, height and width (M-RoPE), which the inner
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
-        classes: where transformers lacks the family, the package that brings it: its module ``configuration`` has
-            ``CONFIGS``, its module ``modeling`` ``MODELS``, by the auto classes that they are registered with.
+        package: that brings the family where transformers lacks it. Its module ``configuration`` says in ``MODELS``,
+            by auto class and configuration, which class of its module ``modeling`` is loaded.
         description: one line for ``roe families`` and error messages.
     """
 
@@ -31,8 +31,20 @@ class Family:
     image_token_attributes: tuple[str, ...] = ()
     auto_class: str = "AutoModelForImageTextToText"
     uses_mrope: bool = False
-    classes: str = ""
+    package: str = ""
     description: str = ""
+
+    def own_models(self) -> dict[str, dict[type, str]]:
+        """The names of its own classes by auto class and configuration; none for families of transformers."""
+        if not self.package:
+            return {}
+        models: dict[str, dict[type, str]] = importlib.import_module(f"{self.package}.configuration").MODELS
+        return models
+
+    def own_class(self, name: str) -> type:
+        """A class of its own by its name."""
+        found: type = getattr(importlib.import_module(f"{self.package}.modeling"), name)
+        return found
 
     def image_token_ids(self, config: Any) -> tuple[int, ...]:
         """The ids that stand for visual features in a prompt."""

@@ -1,18 +1,23 @@
-"""Settings of LLaVA-HR: transformers' LLaVA with another vision tower."""
+"""Settings of LLaVA-HR: transformers' LLaVA with another vision tower.
 
-from typing import Any
+Nothing is imported from transformers' own families: this file is read while they may be half imported.
+"""
 
-from transformers import CLIPVisionConfig, LlavaConfig
+from typing import Any, ClassVar
+
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 from routing_experts.errors import ConfigError
 
 SLOW_STRIDE = 32  # pixels that one place of a ConvNeXt's last map stands for: a stem of 4, then three halvings
 
 
-class LlavaHrVisionConfig(CLIPVisionConfig):
-    """The two towers and what joins them; CLIP's own settings, and beside them
+class LlavaHrVisionConfig(PreTrainedConfig):
+    """The two towers and what joins them. What is not told here is a CLIP tower's, named as transformers names it.
 
     Attributes:
+        image_size: pixels a side that CLIP's positions were trained for.
         input_image_size: pixels of the square picture that both towers get, S.
         slow_hidden_sizes, slow_depths: widths and numbers of blocks of the ConvNeXt's four stages.
         slow_norm_eps: of the ConvNeXt's normalisations.
@@ -28,6 +33,12 @@ class LlavaHrVisionConfig(CLIPVisionConfig):
     intermediate_size: int = 4096
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
+    num_channels: int = 3
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
     image_size: int = 336
     patch_size: int = 14
     input_image_size: int = 1024
@@ -79,17 +90,37 @@ class LlavaHrVisionConfig(CLIPVisionConfig):
         return self.input_image_size // SLOW_STRIDE
 
 
-class LlavaHrConfig(LlavaConfig):
-    """A LLaVA with LLaVA-HR's tower, all of whose output is taken: there is no class token and no layer to choose."""
+class LlavaHrConfig(PreTrainedConfig):
+    """A LLaVA with LLaVA-HR's tower: transformers' settings of LLaVA, where all of the tower's output is taken."""
 
     model_type = "llava_hr"
+    attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig, "vision_config": LlavaHrVisionConfig}
 
-    image_seq_length: int = 1024
-    vision_feature_select_strategy: str = "full"
-    vision_feature_layer: int | list[int] = -1
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_index: int = 32000
+    projector_hidden_act: str = "gelu"
+    vision_feature_select_strategy: str = "full"  # there is no class token
+    vision_feature_layer: int = -1  # what comes out behind the fusion
+    multimodal_projector_bias: bool = True
+    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.vision_config is None:
-            self.vision_config = LlavaHrVisionConfig()
+        if not isinstance(self.vision_config, LlavaHrVisionConfig):
+            self.vision_config = LlavaHrVisionConfig(**(self.vision_config or {}))
+        if not isinstance(self.text_config, PreTrainedConfig):
+            settings = {"model_type": "llama"} | (self.text_config or {})
+            self.text_config = CONFIG_MAPPING[settings["model_type"]](**settings)
         super().__post_init__(**kwargs)
-        self.image_seq_length = self.vision_config.patches_per_side**2
+
+    @property
+    def image_seq_length(self) -> int:
+        """Visual tokens of a picture."""
+        return self.vision_config.patches_per_side**2
+
+
+MODELS: dict[str, dict[type, str]] = {
+    "AutoModel": {LlavaHrVisionConfig: "LlavaHrVisionModel"},
+    "AutoModelForImageTextToText": {LlavaHrConfig: "LlavaHrForConditionalGeneration"},
+}

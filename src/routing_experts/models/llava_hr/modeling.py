@@ -132,3 +132,4 @@ class LlavaHrForConditionalGeneration(LlavaForConditionalGeneration):
 
     config_class = LlavaHrConfig
     config: LlavaHrConfig
+

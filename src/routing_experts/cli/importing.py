@@ -1,0 +1,105 @@
+"""``roe import``: a checkpoint in somebody else's layout as a folder of ours."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from routing_experts.cli.output import AsJson
+from routing_experts.errors import ConfigError
+
+VICUNA = "vicuna_v1"
+_ADVANCED = "What the checkpoint leaves out"
+
+
+def import_checkpoint(
+    checkpoint: Annotated[str, typer.Argument(help="A folder or a hub name, such as liuhaotian/llava-v1.5-7b.")],
+    output: Annotated[Path, typer.Argument(help="Where the model is written.")],
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(help="The stock CLIP; by default the one that it names.", rich_help_panel=_ADVANCED),
+    ] = None,
+    slow_tower: Annotated[
+        str | None,
+        typer.Option(help="The stock ConvNeXt, for LLaVA-HR's first stage.", rich_help_panel=_ADVANCED),
+    ] = None,
+    language_model: Annotated[
+        str | None,
+        typer.Option(help="The language model that a first stage was trained beside.", rich_help_panel=_ADVANCED),
+    ] = None,
+    unpickle: Annotated[
+        bool, typer.Option("--unpickle", help="Read .bin files too, tensors alone; nothing in them is run.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="For a checkpoint of RoE's own code: the model that it was trained from."),
+    ] = None,
+    target_skip_ratio: Annotated[float, typer.Option(help="With --base: what it was trained for.")] = 0.3,
+    prompt_format: Annotated[
+        str, typer.Option(help=f"With --base: `{VICUNA}`, the authors', or `chat_template`.")
+    ] = VICUNA,
+    routing_tokens: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="With --base: the names of image and text token, if they cannot be told."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Import LLaVA-1.5 or LLaVA-HR as their authors publish them, or what RoE's own code trained.
+
+    Example: roe import liuhaotian/llava-v1.5-7b models/llava-1.5-7b --unpickle
+
+    Example: roe import RoE/checkpoints/llava-v1.5-7b-roe routed-llava --base llava-hf/llava-1.5-7b-hf
+    """
+    from routing_experts.cli.output import print_json, start
+    from routing_experts.models.published.sources import Sources
+
+    say = start()
+    sources = Sources(vision_tower, slow_tower, language_model, unpickle)
+    if base is None:
+        if routing_tokens is not None:
+            raise ConfigError("--routing-tokens without --base: only RoE's own code writes them. Name the base too.")
+        _import_model(checkpoint, sources, output)
+    else:
+        if sources != Sources():
+            raise ConfigError(
+                "--base with --vision-tower, --slow-tower, --language-model or --unpickle: RoE's checkpoints are read "
+                "onto their base, which has it all. Leave those out."
+            )
+        _import_routed(Path(checkpoint), output, base, target_skip_ratio, prompt_format, routing_tokens)
+    if json:
+        print_json({"model": str(output)}, say)
+        return
+    say.results.print(f"model: {output}")
+
+
+def _import_model(checkpoint: str, sources: Any, output: Path) -> None:
+    from routing_experts.data.templates import chat_template_of
+    from routing_experts.models.published.reading import import_published
+    from routing_experts.models.published.writing import write_model
+
+    model, processor = import_published(checkpoint, sources)
+    processor.chat_template = chat_template_of(processor, VICUNA)
+    write_model(model, processor, output)
+
+
+def _import_routed(
+    checkpoint: Path,
+    output: Path,
+    base: str,
+    target_skip_ratio: float,
+    prompt_format: str,
+    routing_tokens: tuple[str, str] | None,
+) -> None:
+    from dataclasses import replace
+
+    from routing_experts.api import save_pretrained
+    from routing_experts.config import RoEConfig
+    from routing_experts.data.markers import find_markers
+    from routing_experts.models.load import load_base, load_processor
+    from routing_experts.models.published.roe import import_official
+
+    config = RoEConfig.preset("paper", target_skip_ratio=target_skip_ratio)
+    processor = load_processor(base)
+    markers = find_markers(processor, prompt_format)
+    config = replace(config, prompt_format=prompt_format)
+    save_pretrained(import_official(checkpoint, load_base(base), config, markers, routing_tokens), output, processor)

@@ -1,0 +1,144 @@
+"""LLaVA-HR as its authors publish it, read into our model: both training stages, 7B and X-13B."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from routing_experts.errors import CheckpointError
+from routing_experts.models.llava_hr.configuration import SLOW_STRIDE, LlavaHrConfig, LlavaHrVisionConfig
+from routing_experts.models.published.blueprint import Blueprint, PictureSettings
+from routing_experts.models.published.clip import STOCK_LEFT_OUT, clip_settings
+from routing_experts.models.published.language import LANGUAGE_RULES, llama_config
+from routing_experts.models.published.llava import CAUSES, check_settings
+from routing_experts.models.published.renames import Part, Rule
+from routing_experts.models.published.sources import Sources
+from routing_experts.models.published.tensors import Tensors
+
+_FAST = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
+_SLOW = "model.vision_tower.slow_vision_tower.vision_tower."
+_TOWER = "model.vision_tower."
+_STAGE = rf"{_TOWER}slow_tower.encoder.stages.\1"
+_BLOCK = rf"{_STAGE}.layers.\2"
+
+
+def _fast_rules(prefix: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{prefix}embeddings\.(?:class_embedding|position_ids)", None, "the class token is dropped unread"),
+        Rule(rf"{prefix}post_layernorm\.(?:weight|bias)", None, "nothing is read behind it"),
+        Rule(rf"{prefix}(.+)", rf"{_TOWER}\1"),
+    )
+
+
+def _slow_rules(prefix: str) -> tuple[Rule, ...]:
+    """From timm's names; it calls a block's layer scale ``gamma``, LLaVA-HR's own copy ``weight``."""
+    kept = r"\.(weight|bias)"
+    return (
+        Rule(rf"{prefix}stem\.0{kept}", rf"{_TOWER}slow_tower.embeddings.patch_embeddings.\1"),
+        Rule(rf"{prefix}stem\.1{kept}", rf"{_TOWER}slow_tower.embeddings.layernorm.\1"),
+        Rule(rf"{prefix}stages\.(\d+)\.downsample\.([01]){kept}", rf"{_STAGE}.downsampling_layer.\2.\3"),
+        Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.conv_dw{kept}", rf"{_BLOCK}.dwconv.\3"),
+        Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.norm{kept}", rf"{_BLOCK}.layernorm.\3"),
+        Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12]){kept}", rf"{_BLOCK}.pwconv\3.\4"),
+        Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.(?:weight|gamma)", rf"{_BLOCK}.layer_scale_parameter"),
+        Rule(rf"{prefix}(?:head|norm_pre)\..+", None, "there is no head"),
+    )
+
+
+_OWN = r"(?:model\.)?"  # a first stage's file may leave the prefix out
+_PARTS = r"(slow_conv|slow_proj|fast_conv|fast_proj|gate\.0|gate\.2)\.(weight|bias)"
+_JOINING = (
+    Rule(rf"{_OWN}vision_tower\.align_stages_latent\.(\d+)\.{_PARTS}", rf"{_TOWER}adapters.\1.\2.\3"),
+    Rule(
+        rf"{_OWN}vision_tower\.align_stages\.0\.(fast_proj|slow_proj)\.(weight|bias)",
+        rf"{_TOWER}fusion_projector.\1.\2",
+    ),
+    Rule(rf"{_OWN}mm_projector\.0\.(weight|bias)", r"model.multi_modal_projector.linear_1.\1"),
+    Rule(rf"{_OWN}mm_projector\.2\.(weight|bias)", r"model.multi_modal_projector.linear_2.\1"),
+)
+_CAUSES = (
+    (r"adapters\.|align_stages_latent", "freeze_vision says whether the towers have adapters: these do not fit it."),
+    (r"slow_", "The high-resolution tower is another one than the configuration says."),
+    *CAUSES,
+)
+
+
+def is_llava_hr(raw: Mapping[str, Any]) -> bool:
+    """Whether a configuration is a LLaVA-HR's."""
+    return "is_multipath_encoder" in raw or "vision_tower_slow" in raw
+
+
+def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> Blueprint:
+    """The model that a checkpoint becomes.
+
+    Raises:
+        CheckpointError: if a setting is another model's, or a size cannot be told.
+    """
+    from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration
+
+    check_settings(raw, folder)
+    if not raw.get("is_multipath_encoder"):
+        raise CheckpointError(
+            f"{folder}: is_multipath_encoder is off, so there is one tower and no mixture of resolutions. Such "
+            "ablations are not read."
+        )
+    checkpoint, others = sources.open_checkpoint(folder)
+    has_towers = any(name.startswith(_FAST) for name in checkpoint.shapes)
+    fast = checkpoint if has_towers else sources.open_tower(raw)
+    slow = checkpoint if has_towers else sources.open_slow_tower(folder)
+    fast_prefix, slow_prefix = (_FAST, _SLOW) if has_towers else ("vision_model.", "")
+    vision = LlavaHrVisionConfig(
+        **clip_settings(fast, fast_prefix, str(raw.get("mm_vision_tower")), sources.tower_config(raw)),
+        **_slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow"))),
+        input_image_size=int(raw.get("input_image_size", 1024)),
+        freeze_vision=bool(raw.get("freeze_vision", False)),
+        adapter_layers=[],
+    )
+    if not vision.freeze_vision:
+        quarter = vision.num_hidden_layers // 4
+        vision.adapter_layers = [quarter - 1, 2 * quarter - 1, 3 * quarter - 1]
+    config = LlavaHrConfig(text_config=llama_config(raw, folder), vision_config=vision)
+    if has_towers:
+        own = (*_fast_rules(_escaped(_FAST)), *_slow_rules(_escaped(_SLOW)), *_JOINING, *LANGUAGE_RULES)
+        parts: tuple[Part, ...] = (Part("the checkpoint", checkpoint, own), *others)
+    else:
+        parts = (
+            Part("the checkpoint", checkpoint, (*_JOINING, *LANGUAGE_RULES)),
+            *others,
+            Part("the stock CLIP tower", fast, (*STOCK_LEFT_OUT, *_fast_rules(r"vision_model\."))),
+            Part("the stock ConvNeXt", slow, _slow_rules("")),
+        )
+    pictures = PictureSettings(
+        size=vision.input_image_size,
+        # A token stands for a place of the finer map, in pixels of what both towers get.
+        patch_size=vision.input_image_size // vision.patches_per_side,
+        extra_tokens=0,
+        strategy="full",
+        pads=raw.get("image_aspect_ratio") == "pad",
+    )
+    return Blueprint(config, LlavaHrForConditionalGeneration, parts, pictures, _CAUSES)
+
+
+def _slow_sizes(tower: Tensors, prefix: str, name: str) -> dict[str, Any]:
+    """A ConvNeXt's widths and depths, read off its tensors; its name says how it normalises."""
+    shapes = {key.removeprefix(prefix): shape for key, shape in tower.shapes.items() if key.startswith(prefix)}
+    widths: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    for key, shape in shapes.items():
+        parts = key.split(".")
+        if parts[0] == "stages" and parts[2:3] == ["blocks"] and key.endswith("conv_dw.weight"):
+            stage, block = int(parts[1]), int(parts[3])
+            widths[stage], depths[stage] = shape[0], max(depths.get(stage, 0), block + 1)
+    if sorted(widths) != list(range(4)):
+        raise CheckpointError(
+            f"{tower.folder} holds no ConvNeXt of four stages of convolutions where LLaVA-HR has one ({name}). Give the "
+            f"tower that it was trained with; its stride is {SLOW_STRIDE}."
+        )
+    return {
+        "slow_hidden_sizes": [widths[stage] for stage in range(4)],
+        "slow_depths": [depths[stage] for stage in range(4)],
+        "slow_norm_eps": 1e-5 if "xxlarge" in name else 1e-6,
+    }
+
+
+def _escaped(prefix: str) -> str:
+    return prefix.replace(".", r"\.")

@@ -1,0 +1,125 @@
+"""The folders that a model is put together from: the checkpoint, and what it was trained beside."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routing_experts.errors import CheckpointError
+from routing_experts.models.published.language import LANGUAGE_RULES
+from routing_experts.models.published.renames import Part
+from routing_experts.models.published.tensors import PROJECTOR_ALONE, Tensors, open_tensors
+
+_TEXTS = ("*.json", "*.model", "*.jinja", "*.txt")
+_HUB_NAME_PARTS = 2
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a checkpoint leaves out, as folders or hub names.
+
+    Attributes:
+        vision_tower: the stock CLIP; the one that the checkpoint names by default.
+        slow_tower: LLaVA-HR's ConvNeXt, for checkpoints of its first stage.
+        language_model: that a first stage was trained beside.
+        unpickle: whether ``.bin`` files may be read, see ``tensors``.
+    """
+
+    vision_tower: str | None = None
+    slow_tower: str | None = None
+    language_model: str | None = None
+    unpickle: bool = False
+
+    def folder(self, name: str | Path) -> Path:
+        """A folder here, or a download of a hub name's weights and texts.
+
+        Raises:
+            CheckpointError: if it is neither, or cannot be reached.
+        """
+        path = Path(name)
+        if path.is_dir():
+            return path
+        if len(str(name).split("/")) != _HUB_NAME_PARTS or str(name).startswith((".", "/", "~")):
+            raise CheckpointError(f"{name} is no folder here and no hub name. Give one of the two.")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        weights = ("*.safetensors", *(("*.bin",) if self.unpickle else ()))
+        try:
+            return Path(snapshot_download(str(name), allow_patterns=[*_TEXTS, *weights]))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise CheckpointError(
+                f"{name} is no folder here, and on the hub it cannot be reached ({type(error).__name__}). Check the "
+                "name and the connection, or download it elsewhere and give its folder."
+            ) from error
+
+    def open_checkpoint(self, folder: Path) -> tuple[Tensors, tuple[Part, ...]]:
+        """The checkpoint's tensors; with them the language model's, where a first stage left it out.
+
+        Raises:
+            CheckpointError: if a first stage's file is given and no language model beside it, or the reverse.
+        """
+        alone = any((folder / f"{PROJECTOR_ALONE[0]}{ending}").is_file() for ending in (".safetensors", ".bin"))
+        whole = any(folder.glob("model*.safetensors*")) or any(folder.glob("pytorch_model*.bin*"))
+        if not alone or whole:
+            if self.language_model is not None:
+                raise CheckpointError(
+                    f"{folder} is a whole model, with its own language model: {self.language_model} would replace what "
+                    "was tuned. Leave --language-model out."
+                )
+            return open_tensors(folder, self.unpickle), ()
+        if self.language_model is None:
+            raise CheckpointError(
+                f"{folder} is a checkpoint of the first training stage: {PROJECTOR_ALONE[0]} alone, no language model. "
+                "Give the checkpoint of the second stage, or name the language model too (--language-model)."
+            )
+        language = open_tensors(self.folder(self.language_model), self.unpickle)
+        return open_tensors(folder, self.unpickle, PROJECTOR_ALONE), (
+            Part("the language model", language, LANGUAGE_RULES),
+        )
+
+    def open_tower(self, raw: Mapping[str, Any]) -> Tensors:
+        """The stock CLIP tower."""
+        return open_tensors(self.folder(self._tower(raw)), self.unpickle)
+
+    def tower_config(self, raw: Mapping[str, Any]) -> Path | None:
+        """The stock tower's configuration, if it is named or here."""
+        named = self.vision_tower or str(raw.get("mm_vision_tower"))
+        return Path(named) / "config.json" if self.vision_tower is not None or Path(named).is_dir() else None
+
+    def open_slow_tower(self, folder: Path) -> Tensors:
+        """The stock ConvNeXt."""
+        if self.slow_tower is None:
+            raise CheckpointError(
+                f"{folder} leaves out its high-resolution tower, a ConvNeXt of timm, as checkpoints of the first stage "
+                "do. Name it (--slow-tower), such as timm/convnext_large_mlp.clip_laion2b_ft_320."
+            )
+        return open_tensors(self.folder(self.slow_tower), self.unpickle)
+
+    def _tower(self, raw: Mapping[str, Any]) -> str:
+        named = self.vision_tower or raw.get("mm_vision_tower")
+        if not named:
+            raise CheckpointError(
+                "the checkpoint holds no vision tower and names none (mm_vision_tower). Name it (--vision-tower), such "
+                "as openai/clip-vit-large-patch14-336."
+            )
+        return str(named)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint.
+
+    Raises:
+        CheckpointError: if there is none, or it is no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{folder} has no config.json, so its sizes are unknown. Download it whole.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON ({error}). Download it again.") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds a {type(raw).__name__}, no settings by name. Download it again.")
+    return raw

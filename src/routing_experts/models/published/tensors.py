@@ -1,0 +1,127 @@
+"""The tensors of a folder: names and shapes first, values one at a time."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from routing_experts.errors import CheckpointError
+
+_WHOLE = ("model", "pytorch_model")
+PROJECTOR_ALONE = ("mm_projector",)  # the file of LLaVA's first training stage
+
+
+class Tensors:
+    """Names and shapes of a checkpoint; values are read when asked for.
+
+    Attributes:
+        folder: where they lie.
+        shapes: of every tensor, by name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._readers: dict[str, Callable[[str], Tensor]] = {}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, as the file has it."""
+        return self._readers[name](name)
+
+    def add(self, path: Path, unpickle: bool) -> set[str]:
+        """Takes in a file; returns the names in it."""
+        shapes, reader = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, unpickle)
+        self.shapes |= shapes
+        self._readers |= dict.fromkeys(shapes, reader)
+        return set(shapes)
+
+
+def open_tensors(folder: Path, unpickle: bool = False, stems: tuple[str, ...] = _WHOLE) -> Tensors:
+    """Opens the weights of a folder: in shards by its index, in one file, or whatever safetensors lie there.
+
+    Args:
+        folder: of the checkpoint.
+        unpickle: whether ``.bin`` files may be read, tensors alone, by torch's reader that runs no code of theirs.
+        stems: what the files may be called.
+
+    Raises:
+        CheckpointError: if there are none, one is missing or cut short, or they are pickles and may not be read.
+    """
+    tensors = Tensors(folder)
+    for ending in (".safetensors", ".bin"):
+        for stem in stems:
+            index, whole = folder / f"{stem}{ending}.index.json", folder / f"{stem}{ending}"
+            if index.is_file():
+                _open_shards(tensors, index, unpickle)
+                return tensors
+            if whole.is_file():
+                tensors.add(whole, unpickle)
+                return tensors
+        if ending == ".safetensors" and stems == _WHOLE:
+            for path in sorted(folder.glob("*.safetensors")):
+                tensors.add(path, unpickle)
+            if tensors.shapes:
+                return tensors
+    raise CheckpointError(
+        f"{folder} holds no weights: {stems[0]}.safetensors, shards with {stems[0]}.safetensors.index.json, or "
+        f"{stems[-1]}.bin were looked for. Give the folder of a checkpoint, downloaded whole."
+    )
+
+
+def _open_shards(tensors: Tensors, index: Path, unpickle: bool) -> None:
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error!r}). Download it again.") from error
+    files = sorted(set(places.values()))
+    if strange := [name for name in files if Path(name).name != name]:
+        raise CheckpointError(f"{index} names {strange[0]!r}, a file outside its folder. It is not followed.")
+    if missing := [name for name in files if not (index.parent / name).is_file()]:
+        raise CheckpointError(
+            f"{index.parent} lacks {', '.join(missing)} ({len(missing)} of {len(files)} shards that {index.name} "
+            "names). Download the checkpoint again, whole."
+        )
+    for name in files:
+        there = tensors.add(index.parent / name, unpickle)
+        if lacking := [key for key, place in places.items() if place == name and key not in there]:
+            raise CheckpointError(
+                f"{index.parent / name} lacks {lacking[0]} ({len(lacking)} tensors) that {index.name} says are in it: "
+                "shards of different downloads may be mixed. Download the checkpoint again, whole."
+            )
+
+
+def _safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    try:
+        file = safe_open(path, framework="pt")
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}): cut short, or something else under that name. "
+            "Download it again."
+        ) from error
+
+
+def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    if not unpickle:
+        raise CheckpointError(
+            f"{path} is a pickle, the format that older checkpoints were published in. Allow it with --unpickle: its "
+            "tensors are read by torch's weights-only reader, which runs no code of the file, and what is written are "
+            "safetensors. Only do so with a file whose origin you trust."
+        )
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as tensors ({str(error).splitlines()[0]}): cut short, or it holds more than "
+            "tensors, which is never unpickled. Download it again."
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, no tensors by name. Give a checkpoint's weights.")
+    tensors: dict[str, Tensor] = found
+    return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
