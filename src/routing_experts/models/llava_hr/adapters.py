@@ -9,6 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class XavierConv2d(nn.Conv2d):
+    """A convolution that begins at random, after Xavier; a class of its own so that initialising tells it apart."""
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that begins at zero."""
+
+
 class ResolutionAdapter(nn.Module):
     """Adds what the high resolution sees to a layer's tokens, as much of it as a gate lets through.
 
@@ -18,10 +26,10 @@ class ResolutionAdapter(nn.Module):
 
     def __init__(self, hidden_size: int, slow_channels: int) -> None:
         super().__init__()
-        self.slow_conv = nn.Conv2d(slow_channels, slow_channels, 1)
-        self.slow_proj = nn.Conv2d(slow_channels, hidden_size, 1)
-        self.fast_conv = nn.Conv2d(hidden_size, hidden_size, 7, padding=3, groups=hidden_size)
-        self.fast_proj = nn.Conv2d(hidden_size, hidden_size, 1)
+        self.slow_conv = XavierConv2d(slow_channels, slow_channels, 1)
+        self.slow_proj = ZeroConv2d(slow_channels, hidden_size, 1)
+        self.fast_conv = XavierConv2d(hidden_size, hidden_size, 7, padding=3, groups=hidden_size)
+        self.fast_proj = ZeroConv2d(hidden_size, hidden_size, 1)
         self.gate = nn.Sequential(
             nn.Linear(2 * hidden_size, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, 1)
         )

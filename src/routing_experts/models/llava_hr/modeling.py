@@ -15,18 +15,18 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedMo
 from transformers.models.convnext.modeling_convnext import (
     ConvNextEmbeddings,
     ConvNextEncoder,
-    ConvNextLayer,
     ConvNextLayerNorm,
 )
 
-from routing_experts.models.llava_hr.adapters import FusionProjector, ResolutionAdapter
+from routing_experts.models.llava_hr.adapters import FusionProjector, ResolutionAdapter, XavierConv2d, ZeroConv2d
 from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
 
 
 class FastEmbeddings(nn.Module):
     """Patches of the low-resolution picture with CLIP's positions, spread over as many patches as there are.
 
-    CLIP's class token is left out: LLaVA-HR drops it before the first normalisation, so nothing ever reads it.
+    CLIP's class token is left out: LLaVA-HR drops it before the first normalisation, so nothing ever reads it. Its
+    position stays the table's first row, as weights are published.
     """
 
     def __init__(self, config: LlavaHrVisionConfig) -> None:
@@ -35,7 +35,7 @@ class FastEmbeddings(nn.Module):
         self.resolution = config.low_resolution
         self.side, self.trained_side = config.patches_per_side, config.image_size // patch
         self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding(self.trained_side**2, width)
+        self.position_embedding = nn.Embedding(1 + self.trained_side**2, width)
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Embeds; returns [B, N, D]."""
@@ -46,7 +46,7 @@ class FastEmbeddings(nn.Module):
 
     def positions(self) -> Tensor:
         """[N, D]; bicubic and antialiased in 32 bits, unlike what transformers' CLIP does on its own."""
-        trained_ND = self.position_embedding.weight
+        trained_ND = self.position_embedding.weight[1:]
         if self.side == self.trained_side:
             return trained_ND
         grid = trained_ND.T.reshape(1, -1, self.trained_side, self.trained_side).float()
@@ -113,18 +113,11 @@ class LlavaHrVisionModel(CLIPPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ResolutionAdapter):
-            for conv in (module.slow_conv, module.fast_conv):
-                init.xavier_uniform_(conv.weight)
-            for projection in (module.slow_proj, module.fast_proj):
-                init.zeros_(projection.weight)
-            for part in (module.slow_conv, module.slow_proj, module.fast_conv, module.fast_proj):
-                init.zeros_(part.bias)
-        elif isinstance(module, FastEmbeddings):
-            init.normal_(module.position_embedding.weight, std=self.config.initializer_range)
-        elif isinstance(module, ConvNextLayer):
-            init.constant_(module.layer_scale_parameter, 1e-6)
+        super()._init_weights(module)  # which sets every bias to zero
+        if isinstance(module, XavierConv2d):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, ZeroConv2d):
+            init.zeros_(module.weight)
 
 
 class LlavaHrForConditionalGeneration(LlavaForConditionalGeneration):

@@ -1,0 +1,263 @@
+"""LLaVA-HR against plain arithmetic, and as its authors publish it: both sizes, both stages.
+
+Sizes: S is 256, so that CLIP's 6 × 6 positions are spread over 8 × 8 patches and the ConvNeXt's map has as many places.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import plain
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from published import (
+    SIZES_7B,
+    SIZES_13B,
+    TINY,
+    clip_shapes,
+    convnext_shapes,
+    drawn,
+    fusion_shapes,
+    language_shapes,
+    llava_hr_settings,
+    llava_hr_shapes,
+    outline,
+    projector_shapes,
+    stage_one_shapes,
+    write_checkpoint,
+    write_clip,
+    write_tokenizer,
+)
+from routing_experts.data.encode import Encoder
+from routing_experts.data.records import Record, Turn
+from routing_experts.errors import ConfigError
+from routing_experts.models.llava_hr import LlavaHrConfig, LlavaHrVisionConfig
+from routing_experts.models.llava_hr.adapters import ResolutionAdapter, aligned
+from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrVisionModel
+from routing_experts.models.llava_hr.published import llava_hr_blueprint
+from routing_experts.models.published.reading import import_published
+from routing_experts.models.published.sources import Sources
+from routing_experts.models.published.writing import write_model
+
+SIDE = 256
+SPREAD = 0.15  # resizing is done in 32 bits: wilder weights would magnify its rounding
+SETTINGS = {"input_image_size": SIDE}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Any:
+    root = tmp_path_factory.mktemp("hr")
+    tensors = drawn(llava_hr_shapes(TINY), spread=SPREAD)
+    folder = write_checkpoint(root / "hr", tensors, llava_hr_settings(TINY, **SETTINGS))
+    write_tokenizer(folder)
+    write_clip(root / "clip", TINY)
+    sources = Sources(vision_tower=str(root / "clip"))
+    model, processor = import_published(folder, sources)
+    write_model(model, processor, root / "imported")
+    t = {name: value.double() for name, value in tensors.items()}
+    return SimpleNamespace(root=root, folder=folder, sources=sources, tensors=tensors, t=t, model=model,
+                           processor=processor, loaded=root / "imported")
+
+
+def picture(side: int = SIDE, seed: int = 0) -> torch.Tensor:
+    return torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def features(model: Any, *pictures: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model.vision_tower(torch.stack(pictures)).last_hidden_state
+
+
+def in_double(folder: Any) -> Any:
+    """Loaded anew: a model that is made double stays as it is for the other tests."""
+    return LlavaHrForConditionalGeneration.from_pretrained(folder, dtype=torch.float64)
+
+
+def test_the_tower_computes_what_its_description_says(published):
+    """Guards every step of the forward pass, each picture of a batch by itself."""
+    pictures = [picture(seed=i) for i in range(2)]
+    got = features(in_double(published.loaded), *pictures)
+    for one, mine in zip(pictures, got, strict=True):
+        want = plain.llava_hr_features(published.t, one, TINY, eps=1e-6)
+        assert mine.shape == (64, TINY.clip)
+        assert (mine - want).abs().max() < 1e-5 * want.abs().max()
+    assert (got[0] - got[1]).abs().max() > 0.1
+
+
+def test_logits_are_those_of_the_original(published):
+    """Guards projector, splicing and the language model behind the tower, with two pictures and a history."""
+    model, record = in_double(published.loaded), Record(
+        "r",
+        (Turn("<image>\n<image>\nWhat is it?", "A kite."), Turn("Which colour?", "")),
+        tuple(Image.fromarray(np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), np.uint8)) for i in range(2)),
+    )
+    encoded = Encoder(published.processor, "vicuna_v1")(record)
+    pixels = encoded.vision["pixel_values"].double()
+    assert pixels.shape == (2, 3, SIDE, SIDE)
+    ids, image = encoded.input_ids.tolist(), published.model.config.image_token_id
+    assert ids.count(image) == 128
+    seen = torch.cat([plain.projected(published.t, plain.llava_hr_features(published.t, one, TINY, 1e-6))
+                      for one in pixels])
+    rows, table, left = [], published.t["model.embed_tokens.weight"], iter(seen)
+    for i in ids:
+        rows.append(next(left) if i == image else table[i])
+    want = plain.llama_logits(published.t, torch.stack(rows), TINY)
+    with torch.no_grad():
+        got = model(input_ids=encoded.input_ids[None], pixel_values=pixels).logits[0]
+    assert (got[:, : TINY.vocabulary] - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize(("side", "tokens"), [(64, 36), (192, 36), (384, 144)])
+def test_other_sizes_of_picture(published, side, tokens):
+    """Guards the rule for the low-resolution picture, and a high-resolution map of fewer places, which is stretched."""
+    published.model.config.vision_config.input_image_size = side
+    config = LlavaHrVisionConfig(**published.model.config.vision_config.to_dict())
+    published.model.config.vision_config.input_image_size = SIDE
+    model = LlavaHrVisionModel(config).double()
+    model.load_state_dict(published.model.model.vision_tower.state_dict())
+    with torch.no_grad():
+        got = model(picture(side)[None]).last_hidden_state[0]
+    want = plain.llava_hr_features(published.t, picture(side), TINY, 1e-6)
+    assert len(got) == tokens
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+def test_published_sizes_give_the_published_numbers_of_tokens():
+    """Guards 1,024 visual tokens at 1,024 pixels, and the other sizes that the authors trained."""
+    low = {384: 336, 768: 336, 1024: 448, 1536: 672}
+    for side, expected in low.items():
+        config = LlavaHrVisionConfig(input_image_size=side)
+        assert (config.low_resolution, config.patches_per_side**2) == (expected, (expected // 14) ** 2)
+    assert LlavaHrConfig().image_seq_length == 1024
+
+
+def test_a_fresh_adapter_is_an_identity():
+    """Guards the start of training: zeroed projections leave tokens as they are; and anything else does not."""
+    config = LlavaHrVisionConfig(**_vision(published_sizes := TINY))
+    adapter = LlavaHrVisionModel(config).adapters[0]
+    fast, slow = torch.randn(2, 64, published_sizes.clip), torch.randn(2, 12, 8, 8)
+    assert torch.equal(adapter(fast, slow), fast)
+    assert adapter.gate_values(fast, aligned(slow, 64)[..., :1].expand(-1, -1, published_sizes.clip)).shape == (2, 1, 1)
+    torch.nn.init.normal_(adapter.slow_proj.weight)
+    assert not torch.equal(adapter(fast, slow), fast)
+
+
+def test_maps_of_more_places_are_averaged():
+    """Guards the alignment that the published sizes never need."""
+    maps = torch.randn(2, 5, 8, 8)
+    want = torch.stack([plain.tokens_of(one, 16) for one in maps])
+    assert torch.allclose(aligned(maps, 16), want, atol=1e-6)
+    assert torch.equal(aligned(maps, 64), maps.flatten(2).transpose(1, 2))
+
+
+def test_gates_are_one_number_a_picture():
+    adapter = ResolutionAdapter(16, 12)
+    gate = adapter.gate_values(torch.randn(3, 64, 16), torch.randn(3, 64, 16))
+    assert gate.shape == (3, 1, 1)
+    assert len(gate.unique()) == 3
+
+
+@pytest.mark.parametrize(("sizes", "eps"), [(SIZES_7B, 1e-6), (SIZES_13B, 1e-5)], ids=["7B", "X-13B"])
+def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, eps, tmp_path, monkeypatch):
+    """Guards the real models, on names and shapes alone."""
+    shapes = llava_hr_shapes(sizes)
+    monkeypatch.setattr(Sources, "open_checkpoint", lambda self, folder: (outline(folder, shapes), ()))
+    blueprint = llava_hr_blueprint(llava_hr_settings(sizes), tmp_path, Sources())
+    places = blueprint.account()
+    # Left out: class token, normalisation behind the last layer, the ConvNeXt's head.
+    assert len(shapes) - len(places) == 1 + 2 + 2
+    vision = blueprint.config.vision_config
+    assert vision.to_dict() == LlavaHrVisionConfig(slow_hidden_sizes=sizes.slow_widths, slow_depths=sizes.slow_depths,
+                                                   slow_norm_eps=eps).to_dict()
+    assert (blueprint.pictures.size, blueprint.pictures.patch_size, blueprint.pictures.pads) == (1024, 32, True)
+
+
+def test_the_wide_tower_normalises_with_its_own_epsilon(published, tmp_path):
+    """Guards X-13B: told by the tower's name, and heard by every normalisation."""
+    settings = llava_hr_settings(TINY, vision_tower_slow="convnext_xxlarge.clip_laion2b_soup", **SETTINGS)
+    tensors = {name: value * (1e-3 if ".stem.0." in name else 1) for name, value in published.tensors.items()}
+    folder = write_checkpoint(tmp_path / "wide", tensors, settings)
+    write_tokenizer(folder)
+    model, processor = import_published(folder, published.sources)
+    write_model(model, processor, tmp_path / "imported")
+    t = {name: value.double() for name, value in tensors.items()}
+    got, want = features(in_double(tmp_path / "imported"), picture())[0], plain.llava_hr_features(t, picture(), TINY, 1e-5)
+    other = plain.llava_hr_features(t, picture(), TINY, 1e-6)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max() < (got - other).abs().max()
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""], ids=["with prefix", "without"])
+def test_a_first_stage_is_put_together_with_what_it_was_trained_beside(published, tmp_path, prefix):
+    """Guards stage-1 checkpoints: projector and fusion from them, towers stock, no adapters."""
+    t = published.tensors
+    vicuna = write_checkpoint(tmp_path / "vicuna", {n: t[n] for n in language_shapes(TINY)}, llava_hr_settings(TINY))
+    write_tokenizer(vicuna)
+    clip = write_clip(tmp_path / "clip", TINY)
+    slow = drawn(convnext_shapes(TINY, "", "gamma"), 9, SPREAD)
+    timm = write_checkpoint(tmp_path / "timm", slow, {}, shards=1)
+    joined = {name.removeprefix("model.") if not prefix else name: t[name] for name in stage_one_shapes(TINY)}
+    settings = llava_hr_settings(TINY, freeze_vision=True, **SETTINGS)
+    folder = write_checkpoint(tmp_path / "one", joined, settings, 1, pickled=True, stem="mm_projector")
+    sources = Sources(str(tmp_path / "clip"), str(timm), str(vicuna), unpickle=True)
+    model, processor = import_published(folder, sources)
+    assert model.config.vision_config.adapter_layers == []
+    assert model.config.vision_config.freeze_vision
+    write_model(model, processor, tmp_path / "imported")
+    whole = {n: t[n] for n in (*projector_shapes(TINY), *fusion_shapes(TINY))}
+    whole |= {plain.FAST_TOWER + name.removeprefix("vision_model."): value for name, value in clip.items()}
+    whole |= {plain.SLOW_TOWER + name.replace(".gamma", ".weight"): value for name, value in slow.items()}
+    want = plain.llava_hr_features({n: v.double() for n, v in whole.items()}, picture(), TINY, 1e-6, adapters=False)
+    got = features(in_double(tmp_path / "imported"), picture())[0]
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+def test_it_saves_loads_and_is_known_to_transformers(published):
+    """Guards registration: configuration and model through transformers' own entrances, nothing missing."""
+    assert type(AutoConfig.from_pretrained(published.loaded)) is LlavaHrConfig
+    model, told = AutoModelForImageTextToText.from_pretrained(published.loaded, output_loading_info=True)
+    assert type(model) is LlavaHrForConditionalGeneration
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    pixels = picture().float()
+    assert torch.equal(features(model, pixels), features(published.model, pixels))
+
+
+def test_every_parameter_of_the_tower_gets_a_gradient(published):
+    """Guards training over several processes, which stops at parameters that nothing reads; positions of the class
+    token have none of their own.
+    """
+    model = LlavaHrForConditionalGeneration.from_pretrained(published.loaded)
+    model.model.vision_tower(picture().float()[None]).last_hidden_state.sum().backward()
+    without = [name for name, p in model.model.vision_tower.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_image_size": 1000}, "input_image_size 1000.*multiple of 32"),
+        ({"input_image_size": 32, "image_size": 335}, "335 pixels is no whole number"),
+        ({"input_image_size": 512, "image_size": 336}, "maps of 24 and 16 places.*one has to divide the other"),
+        ({"adapter_layers": [5, 24]}, "24 layers.*counted from 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        LlavaHrVisionConfig(**changes)
+
+
+def _vision(s: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": s.clip,
+        "intermediate_size": s.clip_ffn,
+        "num_hidden_layers": s.clip_layers,
+        "num_attention_heads": s.clip_heads,
+        "image_size": s.image,
+        "patch_size": s.patch,
+        "input_image_size": SIDE,
+        "slow_hidden_sizes": s.slow_widths,
+        "slow_depths": s.slow_depths,
+        "adapter_layers": [0, 1, 2],
+    }
