@@ -167,8 +167,9 @@ def test_saved_and_loaded_it_computes_the_same(build, tmp_path):
 def test_every_parameter_is_in_its_group(build):
     """Guards freezing, on the families' real names: what a stage trains is what it says."""
     model = convert(build())
-    towers = ("model.visual.", "model.vision_model.")
-    between = ("model.visual.merger.", "model.connector.")
+    towers = ("model.visual.", "model.vision_model.", "model.vision_tower.")
+    between = ("model.visual.merger.", "model.connector.", "model.multi_modal_projector.")
+    between += ("model.vision_tower.fusion_projector.",)  # trained with the projector, from LLaVA-HR's first stage on
     for name, _ in model.named_parameters():
         expected = "decoder"
         if name.startswith(between):
@@ -199,6 +200,7 @@ def test_lora_takes_the_decoder_s_layers_and_nothing_else(build):
         name.removeprefix(prefix)[: -len(".lora_A")] for name, _ in wrapped.named_modules() if name.endswith("lora_A")
     }
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    layers = "model.language_model.layers." if "qwen" in model.config.model_type else "model.text_model.layers."
+    named = {"qwen2_5_vl": "language_model", "llava_hr": "language_model"}
+    layers = f"model.{named.get(model.config.model_type, 'text_model')}.layers."
     assert got == {name for name in every if name.startswith(layers) and name.endswith(parts)}
     assert len(got) == NUM_LAYERS * 7

@@ -22,6 +22,7 @@ from routing_experts.models.attention import SplitMask
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.dialogue import store_keys
+from routing_experts.models.disguise import disguise
 from routing_experts.models.mixing import merge_rows, mix
 from routing_experts.nn.adapter import skip_path
 from routing_experts.nn.router import keeps, router_logits

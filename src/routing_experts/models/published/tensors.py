@@ -118,10 +118,14 @@ def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Ca
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as tensors ({str(error).splitlines()[0]}): cut short, or it holds more than "
+            f"{path} cannot be read as tensors ({_first_line(error)}): cut short, or it holds more than "
             "tensors, which is never unpickled. Download it again."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, no tensors by name. Give a checkpoint's weights.")
     tensors: dict[str, Tensor] = found
     return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
