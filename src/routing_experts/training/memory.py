@@ -31,6 +31,7 @@ from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import QUANTIZATIONS, LoraSettings, Recipe
 from routing_experts.training.schedule import Stage
 from routing_experts.training.sharding import FSDP, engine_file
+from routing_experts.training.tower import heed_tower
 
 PACKED_BITS = {"8bit": 8.0, "4bit": 4.127}  # NF4 with scales in eight bits, a block of 64 each, and theirs
 GIB = 2**30
@@ -121,7 +122,7 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
         if tunes_low_rank not in outlines:
             outlines[tunes_low_rank] = _outline(way)
         model = outlines[tunes_low_rank]
-        for stage in recipe.stages:
+        for stage in heed_tower(recipe, model.config).stages:
             freeze_all_but(model, stage.trains, lora=tunes_low_rank)
             kept = _kept(method, way, stage, model, processes)
             key = (tunes_low_rank, stage.name)

@@ -1,6 +1,7 @@
 """The registry itself: declaration, duplicates refused, names listable."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,11 @@ from routing_experts.errors import ModelFamilyError
 
 _BUILT_IN = ("idefics3", "llama", "llava", "llava_hr", "qwen2_5_vl", "smolvlm")
 _REGISTERED: dict[str, "Family"] = {}
+
+
+def _never(config: Any) -> bool:
+    """Towers stay as they are, in most families."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Family:
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
         package: that brings the family where transformers lacks it. Its module ``configuration`` says in ``MODELS``,
             by auto class and configuration, which class of its module ``modeling`` is loaded.
+        tunes_tower: whether a model of this configuration was published with a tower that is tuned with the rest.
         description: one line for ``roe families`` and error messages.
     """
 
@@ -32,6 +39,7 @@ class Family:
     auto_class: str = "AutoModelForImageTextToText"
     uses_mrope: bool = False
     package: str = ""
+    tunes_tower: Callable[[Any], bool] = _never
     description: str = ""
 
     def own_models(self) -> dict[str, dict[type, str]]:

@@ -1,0 +1,80 @@
+"""Makes a small LLaVA-HR around the pocket model's language model, for trying that family out on a laptop.
+
+``python -m routing_experts.pocket.build_hr FOLDER`` writes the model with its processor: the language model knows the
+digits' questions already, the towers and what joins them are untrained, as before LLaVA-HR's own training. It looks at
+pictures of 128 pixels: CLIP sees them at 32, where a digit of 12 to 15 pixels is a smudge of three or four; the ConvNeXt
+sees them whole. Both maps have four places a side, so a picture is 16 tokens.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from routing_experts.models.llava_hr import LlavaHrConfig, LlavaHrVisionConfig
+from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration
+from routing_experts.models.load import load_base, load_processor
+
+PICTURE_SIZE = 128
+CELL = PICTURE_SIZE // 2  # of a digit, in pictures of two by two
+SEED = 0
+
+
+def build_processor() -> LlavaProcessor:
+    """The pocket model's tokenizer and template, with pictures of 128 pixels; a token stands for 32 by 32 of them."""
+    pocket = load_processor("pocket")
+    size = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
+    image_processor = CLIPImageProcessorPil(
+        size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=pocket.tokenizer,
+        patch_size=32,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=pocket.chat_template,
+    )
+
+
+def build_model() -> Any:
+    """A LLaVA-HR of two million parameters, half of them the pocket model's."""
+    pocket = load_base("pocket")
+    vision = LlavaHrVisionConfig(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        input_image_size=PICTURE_SIZE,
+        slow_hidden_sizes=(24, 48, 96, 128),
+        slow_depths=(1, 1, 2, 1),
+        adapter_layers=(0, 1, 2),
+    )
+    config = LlavaHrConfig(
+        vision_config=vision,
+        text_config=pocket.config.text_config,
+        image_token_index=pocket.config.image_token_id,
+        tie_word_embeddings=True,
+        architectures=["LlavaHrForConditionalGeneration"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = LlavaHrForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(pocket.model.language_model.state_dict())
+    model.generation_config = pocket.generation_config
+    return model.eval()
+
+
+def main(folder: Path) -> None:
+    """Writes model and processor to ``folder``."""
+    build_model().save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

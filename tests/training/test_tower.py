@@ -1,0 +1,66 @@
+"""Towers are tuned where the checkpoint says so: LLaVA-HR's are, CLIP's beside LLaVA-1.5 is not."""
+
+import json
+
+import pytest
+import torch
+from runs import quiet_run, recipe, settings, weights
+
+from routing_experts.models.families import family_of
+from routing_experts.models.load import load_base
+from routing_experts.pocket import build_hr
+from routing_experts.training.parameters import group_of
+from routing_experts.training.recipe import NAMED_STAGES, recipe_from_dict
+from routing_experts.training.tower import heed_tower
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hr")
+    build_hr.main(folder)
+    return folder
+
+
+def with_freezing(base, folder, freeze):
+    """The same base with another word on its tower."""
+    model = load_base(base)
+    model.config.vision_config.freeze_vision = freeze
+    model.save_pretrained(folder)
+    build_hr.build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("freeze", [False, True], ids=["tuned", "frozen"])
+def test_a_run_changes_the_tower_if_the_checkpoint_says_so(base, tmp_path, freeze):
+    """Guards training end to end: adapter warm-up leaves the tower alone, instruction tuning heeds the checkpoint."""
+    source = with_freezing(base, tmp_path / "base", freeze)
+    told = settings(tmp_path / "run", steps=8) | {"model": str(source), "random_init": False}
+    told["data"] = {"source": "digits", "records": 32, "digits": {"cell": build_hr.CELL, "text_share": 0.2}}
+    before = weights(load_base(source))
+    trained = quiet_run(recipe_from_dict(told))
+    after = weights(trained.model)
+    changed = {group_of(name) for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"decoder", "projector"} | ({"vision"} if not freeze else set())
+    vision = [name for name in before if group_of(name) == "vision"]
+    if not freeze:
+        assert [name for name in vision if torch.equal(before[name], after[name])] == []
+    config = json.loads((trained.folder / "config.json").read_text())
+    assert config["model_type"] == "llava_hr"
+    assert config["vision_config"]["freeze_vision"] is freeze
+
+
+def test_stages_that_a_recipe_writes_out_stay(base, tmp_path):
+    """Guards the recipe's own word, and that no other family's tower is touched."""
+    config = load_base(base).config
+    for name, stages in NAMED_STAGES.items():
+        named = recipe_from_dict(settings(tmp_path / "run") | {"stages": name})
+        heeded = heed_tower(named, config)
+        for stage, heard in zip(stages, heeded.stages, strict=True):
+            assert ("vision" in heard.trains) == ("projector" in stage.trains)
+            assert set(heard.trains) - {"vision"} == set(stage.trains) - {"vision"}
+    own = [{"name": "only", "until": 1.0, "trains": ["decoder", "projector"], "gate": "none"}]
+    written = recipe_from_dict(settings(tmp_path / "run") | {"stages": own})
+    assert heed_tower(written, config) is written
+    pocket = load_base("pocket")
+    assert not family_of(pocket).tunes_tower(pocket.config)
+    assert heed_tower(recipe(tmp_path / "run"), pocket.config) == recipe(tmp_path / "run")
