@@ -89,7 +89,9 @@ def main() -> None:
         "environment": environment(),
     }
     save_json(told.json, record)
-    print(f"routed − dense: {found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]; {record['seconds'] / 60:.0f} minutes")
+    print(
+        f"routed − dense: {found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]; {record['seconds'] / 60:.0f} minutes"
+    )
 
 
 if __name__ == "__main__":

@@ -109,7 +109,9 @@ def convnext_shapes(s: Sizes, prefix: str, scale: str = "weight") -> Shapes:
         for block in range(depth):
             inner = f"{at}.blocks.{block}"
             shapes |= _with_bias(f"{inner}.conv_dw", width, 1, 7, 7) | _with_bias(f"{inner}.norm", width)
-            shapes |= _with_bias(f"{inner}.mlp.fc1", 4 * width, width) | _with_bias(f"{inner}.mlp.fc2", width, 4 * width)
+            shapes |= _with_bias(f"{inner}.mlp.fc1", 4 * width, width) | _with_bias(
+                f"{inner}.mlp.fc2", width, 4 * width
+            )
             shapes[f"{inner}.{scale}"] = (width,)
     return shapes | _with_bias(f"{prefix}head.norm", s.slow_widths[-1])
 
@@ -194,7 +196,9 @@ def llava_settings(s: Sizes, **changes: Any) -> dict[str, Any]:
 
 def llava_hr_settings(s: Sizes, **changes: Any) -> dict[str, Any]:
     """``config.json`` of a LLaVA-HR."""
-    name = "convnext_xxlarge.clip_laion2b_soup" if s.slow_widths[-1] == 3072 else "convnext_large_mlp.clip_laion2b_ft_320"
+    name = (
+        "convnext_xxlarge.clip_laion2b_soup" if s.slow_widths[-1] == 3072 else "convnext_large_mlp.clip_laion2b_ft_320"
+    )
     own = {"vision_tower_slow": name, "is_multipath_encoder": True, "freeze_vision": False, "input_image_size": 1024}
     return llava_settings(s, unfreeze_mm_vision_tower=False) | own | changes
 

@@ -13,6 +13,7 @@ from routing_experts.data.records import Record, Turn
 from routing_experts.inference.generate import answer
 from routing_experts.models.convert import is_routed
 from routing_experts.models.load import from_pretrained, load_processor
+from routing_experts.pocket import build_hr
 from routing_experts.training import run
 from routing_experts.training.parameters import group_of
 from routing_experts.training.recipe import SHIPPED, load_recipe
@@ -22,6 +23,7 @@ from tiny_processors import PROCESSORS
 FAMILY_OF = {
     "llava-1.5-7b": "llava",
     "llava-1.5-7b-lora": "llava",
+    "llava-hr-7b": "llava_hr",
     "qwen2.5-vl-7b": "qwen2_5_vl",
     "smolvlm": "smolvlm",
 }
@@ -54,6 +56,9 @@ def start(tmp_path, monkeypatch):
     def make(family):
         if family == "llava":
             return {"model": "pocket", "random_init": True}, load_processor("pocket")
+        if family == "llava_hr":
+            build_hr.main(tmp_path / "base")
+            return {"model": str(tmp_path / "base"), "random_init": True}, load_processor(tmp_path / "base")
         processor = PROCESSORS[family](monkeypatch)
         vocabulary = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 1024}
         model = FAMILIES[family](image=processor.image_token_id, **vocabulary)
@@ -89,6 +94,7 @@ def test_a_shipped_recipe_trains_through_its_stages(name, data, start, watched, 
     assert [page.stage for page in watched()] == [stage.name for stage in recipe.stages]
     for page, stage in zip(watched(), recipe.stages, strict=True):
         expected = set(stage.trains) - ({"projector"} if recipe.lora else set())
+        expected |= {"vision"} if FAMILY_OF[name] == "llava_hr" and "projector" in expected else set()
         assert {group_of(parameter) for parameter in page.with_gradient} == expected
     loaded = from_pretrained(tmp_path / "run" / "model")
     assert is_routed(loaded)

@@ -75,8 +75,9 @@ def import_checkpoint(
 def _import_model(checkpoint: str, sources: Any, output: Path) -> None:
     from routing_experts.data.templates import chat_template_of
     from routing_experts.models.published.reading import import_published
-    from routing_experts.models.published.writing import write_model
+    from routing_experts.models.published.writing import check_place, write_model
 
+    check_place(output)
     model, processor = import_published(checkpoint, sources)
     processor.chat_template = chat_template_of(processor, VICUNA)
     write_model(model, processor, output)

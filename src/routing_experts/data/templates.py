@@ -28,9 +28,7 @@ def chat_template_of(processor: Any, prompt_format: str) -> str:
     own = "{% if messages[0].role == 'system' %}{{ said(messages[0].content) }}{% else %}"
     system = f"{{{{ {layout.before_system!r} }}}}{own}{{{{ {layout.system!r} }}}}{{% endif %}}"
     first = "loop.first or loop.previtem.role == 'system'"
-    asked = (
-        f"{{{{ ({layout.asks!r} if {first} else {again!r}) ~ said(message.content) ~ {layout.answers!r} }}}}"
-    )
+    asked = f"{{{{ ({layout.asks!r} if {first} else {again!r}) ~ said(message.content) ~ {layout.answers!r} }}}}"
     waits = "loop.last and not add_generation_prompt"
     answered = f"{{{{ {layout.gap!r} ~ said(message.content) ~ ({ends!r} if {waits} else {closes!r}) }}}}"
     turns = (

@@ -21,9 +21,7 @@ class Question:
     task: str
 
 
-def digits_questions(
-    count: int, seed: int, split: str = "heldout", turns: int = 1, cell: int = CELL
-) -> list[Question]:
+def digits_questions(count: int, seed: int, split: str = "heldout", turns: int = 1, cell: int = CELL) -> list[Question]:
     """Fresh questions about handwriting of a split.
 
     Args:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from routing_experts.models.families import known_families
 from routing_experts.models.disguise import disguise
+from routing_experts.models.families import known_families
 
 _KEY = "is_routing_experts_lookup"
 

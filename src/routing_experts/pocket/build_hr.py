@@ -2,8 +2,8 @@
 
 ``python -m routing_experts.pocket.build_hr FOLDER`` writes the model with its processor: the language model knows the
 digits' questions already, the towers and what joins them are untrained, as before LLaVA-HR's own training. It looks at
-pictures of 128 pixels: CLIP sees them at 32, where a digit of 12 to 15 pixels is a smudge of three or four; the ConvNeXt
-sees them whole. Both maps have four places a side, so a picture is 16 tokens.
+pictures of 128 pixels: CLIP sees them at 32, where a digit of 12 to 15 pixels is a smudge of three or four; the
+ConvNeXt sees them whole. Both maps have four places a side, so a picture is 16 tokens.
 """
 
 import sys
@@ -64,7 +64,7 @@ def build_model() -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = LlavaHrForConditionalGeneration(config)
+        model = LlavaHrForConditionalGeneration(config)  # type: ignore[arg-type]
     model.model.language_model.load_state_dict(pocket.model.language_model.state_dict())
     model.generation_config = pocket.generation_config
     return model.eval()

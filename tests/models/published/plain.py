@@ -8,9 +8,10 @@ import math
 
 import numpy as np
 import torch
-from published import FAST_TOWER, LLAVA_TOWER, SLOW_TOWER, Sizes
 from torch import Tensor
 from torch.nn.functional import conv2d
+
+from published import FAST_TOWER, LLAVA_TOWER, SLOW_TOWER, Sizes
 
 Tensors = dict[str, Tensor]
 
@@ -142,9 +143,8 @@ def stretched(maps: Tensor, size: int) -> Tensor:
             top, left = int(y), int(x)
             bottom, right = min(top + 1, side - 1), min(left + 1, side - 1)
             up, down, near, far = 1 - (y - top), y - top, 1 - (x - left), x - left
-            out[:, row, column] = (
-                up * (near * maps[:, top, left] + far * maps[:, top, right])
-                + down * (near * maps[:, bottom, left] + far * maps[:, bottom, right])
+            out[:, row, column] = up * (near * maps[:, top, left] + far * maps[:, top, right]) + down * (
+                near * maps[:, bottom, left] + far * maps[:, bottom, right]
             )
     return out.double()
 

@@ -149,9 +149,15 @@ def test_names_that_have_no_place_and_places_without_a_name(place):
         tensors["model.extra"] = torch.ones(1)
 
     for shard in (1, 2, 3):
-        rewrite(place.folder, change if shard == 1 else lambda tensors: [
-            tensors.pop(name) for name in list(tensors) if "mlp.up_proj" in name or name == "model.norm.weight"
-        ], shard)
+        rewrite(
+            place.folder,
+            change
+            if shard == 1
+            else lambda tensors: [
+                tensors.pop(name) for name in list(tensors) if "mlp.up_proj" in name or name == "model.norm.weight"
+            ],
+            shard,
+        )
     message = refusal(place.folder, place.sources)
     assert "without a place: model.layers.1.mlp.new_proj.weight, model.extra" in message.replace(
         "model.extra, model.layers.1.mlp.new_proj.weight", "model.layers.1.mlp.new_proj.weight, model.extra"
@@ -172,7 +178,7 @@ def test_a_wrong_vocabulary(place):
 def test_a_tokenizer_of_another_vocabulary(place, more):
     """Guards against a tokenizer that was exchanged: too many tokens, or rows that no token stands for."""
     rows = TINY.vocabulary + more
-    changes = {n: v for n, v in drawn(llava_shapes(TINY, False)).items()}
+    changes = drawn(llava_shapes(TINY, False))
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         changes[name] = torch.ones(rows, TINY.hidden)
     folder = write_checkpoint(place.root / "other", changes, llava_settings(TINY, vocab_size=rows))
@@ -272,7 +278,9 @@ def test_a_tower_that_is_neither_here_nor_known(place, monkeypatch):
     assert "/somebody/elses/clip is no folder here and no hub name" in refusal(place.folder, Sources())
     edit(place.folder, mm_vision_tower=None)
     assert "names none (mm_vision_tower)" in refusal(place.folder, Sources())
-    inside = write_checkpoint(place.root / "own", drawn(llava_shapes(TINY, True)), llava_settings(TINY, mm_vision_tower="x/y"))
+    inside = write_checkpoint(
+        place.root / "own", drawn(llava_shapes(TINY, True)), llava_settings(TINY, mm_vision_tower="x/y")
+    )
     assert "number of attention heads" in refusal(inside, Sources())
 
 

@@ -54,22 +54,35 @@ def published(tmp_path_factory) -> Any:
     model, processor = import_published(folder, Sources(vision_tower=str(root / "clip")))
     processor.chat_template = chat_template_of(processor, "vicuna_v1")
     write_model(model, processor, root / "imported")
-    whole = tensors | {name.replace("vision_model.", "model.vision_tower.vision_tower.vision_model.", 1): value
-                       for name, value in vision.items()}
+    whole = tensors | {
+        name.replace("vision_model.", "model.vision_tower.vision_tower.vision_model.", 1): value
+        for name, value in vision.items()
+    }
     return SimpleNamespace(
-        root=root, folder=folder, tensors=whole, pieces=pieces, model=model, processor=processor, loaded=root / "imported"
+        root=root,
+        folder=folder,
+        tensors=whole,
+        pieces=pieces,
+        model=model,
+        processor=processor,
+        loaded=root / "imported",
     )
 
 
-PICTURES = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (h, w, 3), np.uint8)) for i, (h, w) in
-            enumerate([(30, 18), (20, 20), (11, 40)])]
+PICTURES = [
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (h, w, 3), np.uint8))
+    for i, (h, w) in enumerate([(30, 18), (20, 20), (11, 40)])
+]
 DIALOGUES = {
     "no picture": ([], [("How many boats left?", "")]),
     "one picture": ([0], [("<image>\nWhat is it?", "")]),
     "two pictures": ([0, 1], [("<image>\n<image>\nWhich is larger?", "")]),
     "two pictures side by side": ([1, 2], [("<image><image>Which is larger?", "")]),
     "a picture behind words": ([2], [("Look at this <image> and say what it is.", "")]),
-    "three turns": ([1], [("<image>\nWhat is it?", "A kite."), ("Which colour?", "Red, 7 of 9"), ("Why?\nTell me.", "")]),
+    "three turns": (
+        [1],
+        [("<image>\nWhat is it?", "A kite."), ("Which colour?", "Red, 7 of 9"), ("Why?\nTell me.", "")],
+    ),
     "three answered turns": ([2], [("What is it?\n<image>", "A kite."), ("Which colour?", "Red"), ("Why?", "Wind.")]),
 }
 
@@ -181,8 +194,10 @@ def test_what_is_saved_is_a_native_llava(published):
     """Guards the result: transformers loads it on its own, in the checkpoint's precision, nothing missing."""
     model, told = LlavaForConditionalGeneration.from_pretrained(published.loaded, output_loading_info=True)
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), published.model.state_dict().values(),
-                                                 strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), published.model.state_dict().values(), strict=True)
+    )
     assert type(AutoModelForImageTextToText.from_pretrained(published.loaded)) is LlavaForConditionalGeneration
 
 

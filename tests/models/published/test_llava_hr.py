@@ -17,7 +17,6 @@ from published import (
     SIZES_7B,
     SIZES_13B,
     TINY,
-    clip_shapes,
     convnext_shapes,
     drawn,
     fusion_shapes,
@@ -58,8 +57,16 @@ def published(tmp_path_factory) -> Any:
     model, processor = import_published(folder, sources)
     write_model(model, processor, root / "imported")
     t = {name: value.double() for name, value in tensors.items()}
-    return SimpleNamespace(root=root, folder=folder, sources=sources, tensors=tensors, t=t, model=model,
-                           processor=processor, loaded=root / "imported")
+    return SimpleNamespace(
+        root=root,
+        folder=folder,
+        sources=sources,
+        tensors=tensors,
+        t=t,
+        model=model,
+        processor=processor,
+        loaded=root / "imported",
+    )
 
 
 def picture(side: int = SIDE, seed: int = 0) -> torch.Tensor:
@@ -89,18 +96,24 @@ def test_the_tower_computes_what_its_description_says(published):
 
 def test_logits_are_those_of_the_original(published):
     """Guards projector, splicing and the language model behind the tower, with two pictures and a history."""
-    model, record = in_double(published.loaded), Record(
-        "r",
-        (Turn("<image>\n<image>\nWhat is it?", "A kite."), Turn("Which colour?", "")),
-        tuple(Image.fromarray(np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), np.uint8)) for i in range(2)),
+    model, record = (
+        in_double(published.loaded),
+        Record(
+            "r",
+            (Turn("<image>\n<image>\nWhat is it?", "A kite."), Turn("Which colour?", "")),
+            tuple(
+                Image.fromarray(np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), np.uint8)) for i in range(2)
+            ),
+        ),
     )
     encoded = Encoder(published.processor, "vicuna_v1")(record)
     pixels = encoded.vision["pixel_values"].double()
     assert pixels.shape == (2, 3, SIDE, SIDE)
     ids, image = encoded.input_ids.tolist(), published.model.config.image_token_id
     assert ids.count(image) == 128
-    seen = torch.cat([plain.projected(published.t, plain.llava_hr_features(published.t, one, TINY, 1e-6))
-                      for one in pixels])
+    seen = torch.cat(
+        [plain.projected(published.t, plain.llava_hr_features(published.t, one, TINY, 1e-6)) for one in pixels]
+    )
     rows, table, left = [], published.t["model.embed_tokens.weight"], iter(seen)
     for i in ids:
         rows.append(next(left) if i == image else table[i])
@@ -170,8 +183,12 @@ def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, eps, tmp_
     # Left out: class token, normalisation behind the last layer, the ConvNeXt's head.
     assert len(shapes) - len(places) == 1 + 2 + 2
     vision = blueprint.config.vision_config
-    assert vision.to_dict() == LlavaHrVisionConfig(slow_hidden_sizes=sizes.slow_widths, slow_depths=sizes.slow_depths,
-                                                   slow_norm_eps=eps).to_dict()
+    assert (
+        vision.to_dict()
+        == LlavaHrVisionConfig(
+            slow_hidden_sizes=sizes.slow_widths, slow_depths=sizes.slow_depths, slow_norm_eps=eps
+        ).to_dict()
+    )
     assert (blueprint.pictures.size, blueprint.pictures.patch_size, blueprint.pictures.pads) == (1024, 32, True)
 
 
@@ -184,7 +201,8 @@ def test_the_wide_tower_normalises_with_its_own_epsilon(published, tmp_path):
     model, processor = import_published(folder, published.sources)
     write_model(model, processor, tmp_path / "imported")
     t = {name: value.double() for name, value in tensors.items()}
-    got, want = features(in_double(tmp_path / "imported"), picture())[0], plain.llava_hr_features(t, picture(), TINY, 1e-5)
+    got = features(in_double(tmp_path / "imported"), picture())[0]
+    want = plain.llava_hr_features(t, picture(), TINY, 1e-5)
     other = plain.llava_hr_features(t, picture(), TINY, 1e-6)
     assert (got - want).abs().max() < 1e-5 * want.abs().max() < (got - other).abs().max()
 

@@ -6,7 +6,7 @@ Source: Luo et al., 2024, section 3, and the authors' code.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import avg_pool2d, gelu, interpolate
 
 
 class XavierConv2d(nn.Conv2d):
@@ -36,9 +36,9 @@ class ResolutionAdapter(nn.Module):
 
     def forward(self, fast_BND: Tensor, slow_BChw: Tensor) -> Tensor:
         """Mixes; returns [B, N, D]."""
-        slow_BND = aligned(self.slow_proj(F.gelu(self.slow_conv(slow_BChw))), fast_BND.shape[1])
+        slow_BND = aligned(self.slow_proj(gelu(self.slow_conv(slow_BChw))), fast_BND.shape[1])
         map_BDnn = as_map(fast_BND)
-        fast_BND = as_tokens(map_BDnn + self.fast_proj(F.gelu(self.fast_conv(map_BDnn))))
+        fast_BND = as_tokens(map_BDnn + self.fast_proj(gelu(self.fast_conv(map_BDnn))))
         return fast_BND + self.gate_values(fast_BND, slow_BND) * slow_BND
 
     def gate_values(self, fast_BND: Tensor, slow_BND: Tensor) -> Tensor:
@@ -67,10 +67,10 @@ def aligned(map_BDhw: Tensor, num_tokens: int) -> Tensor:
     """
     wanted, side = round(num_tokens**0.5), map_BDhw.shape[-1]
     if side < wanted:
-        stretched = F.interpolate(map_BDhw.float(), size=(wanted, wanted), mode="bilinear", align_corners=True)
+        stretched = interpolate(map_BDhw.float(), size=(wanted, wanted), mode="bilinear", align_corners=True)
         map_BDhw = stretched.to(map_BDhw.dtype)
     elif side > wanted:
-        map_BDhw = F.avg_pool2d(map_BDhw, side // wanted)
+        map_BDhw = avg_pool2d(map_BDhw, side // wanted)
     return as_tokens(map_BDhw)
 
 

@@ -117,6 +117,7 @@ class LlavaHrConfig(PreTrainedConfig):
     @property
     def image_seq_length(self) -> int:
         """Visual tokens of a picture."""
+        assert isinstance(self.vision_config, LlavaHrVisionConfig), "made one of them when built"
         return self.vision_config.patches_per_side**2
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import interpolate
 from transformers import ConvNextConfig, LlavaForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -40,7 +40,7 @@ class FastEmbeddings(nn.Module):
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Embeds; returns [B, N, D]."""
         size = (self.resolution, self.resolution)
-        small = F.interpolate(pixels_B3SS.float(), size=size, mode="bilinear", align_corners=True)
+        small = interpolate(pixels_B3SS.float(), size=size, mode="bilinear", align_corners=True)
         patches_BDnn = self.patch_embedding(small.to(self.patch_embedding.weight.dtype))
         return patches_BDnn.flatten(2).transpose(1, 2) + self.positions()
 
@@ -50,7 +50,7 @@ class FastEmbeddings(nn.Module):
         if self.side == self.trained_side:
             return trained_ND
         grid = trained_ND.T.reshape(1, -1, self.trained_side, self.trained_side).float()
-        spread = F.interpolate(grid, size=(self.side, self.side), mode="bicubic", antialias=True)
+        spread = interpolate(grid, size=(self.side, self.side), mode="bicubic", antialias=True)
         return spread.flatten(2)[0].T.to(trained_ND.dtype)
 
 
@@ -77,9 +77,8 @@ class LlavaHrVisionModel(CLIPPreTrainedModel):
     """Both towers and what joins them; its output is [B, N, D]."""
 
     config_class = LlavaHrVisionConfig
-    config: LlavaHrVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     _input_embed_layer = "patch_embedding"
     _no_split_modules = ["CLIPEncoderLayer", "ConvNextLayer", "ResolutionAdapter"]  # noqa: RUF012 (transformers' way)
 
@@ -88,8 +87,9 @@ class LlavaHrVisionModel(CLIPPreTrainedModel):
         width, channels = config.hidden_size, config.slow_hidden_sizes[-1]
         self.embeddings = FastEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)  # spelled as CLIP spells it
-        self.encoder = CLIPEncoder(config)
+        self.encoder = CLIPEncoder(config)  # type: ignore[arg-type]
         self.slow_tower = SlowTower(config)
+        self.adapter_layers = tuple(config.adapter_layers)
         self.adapters = nn.ModuleList([ResolutionAdapter(width, channels) for _ in config.adapter_layers])
         self.fusion_projector = FusionProjector(width, channels)
         self.post_init()
@@ -103,7 +103,7 @@ class LlavaHrVisionModel(CLIPPreTrainedModel):
         """
         slow_BChw = self.slow_tower(pixel_values)  # whole, before the first adapter: all of them read its last map
         hidden_BND = self.pre_layrnorm(self.embeddings(pixel_values))
-        behind = dict(zip(self.config.adapter_layers, self.adapters, strict=True))
+        behind = dict(zip(self.adapter_layers, self.adapters, strict=True))
         for number, layer in enumerate(self.encoder.layers):
             hidden_BND = layer(hidden_BND, attention_mask=None)
             if number in behind:
@@ -124,5 +124,3 @@ class LlavaHrForConditionalGeneration(LlavaForConditionalGeneration):
     """Transformers' LLaVA; its configuration brings LLaVA-HR's tower."""
 
     config_class = LlavaHrConfig
-    config: LlavaHrConfig
-

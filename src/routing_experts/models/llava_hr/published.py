@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from routing_experts.errors import CheckpointError
-from routing_experts.models.llava_hr.configuration import SLOW_STRIDE, LlavaHrConfig, LlavaHrVisionConfig
+from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
 from routing_experts.models.published.blueprint import Blueprint, PictureSettings
 from routing_experts.models.published.clip import STOCK_LEFT_OUT, clip_settings
 from routing_experts.models.published.language import LANGUAGE_RULES, llama_config
@@ -130,8 +130,8 @@ def _slow_sizes(tower: Tensors, prefix: str, name: str) -> dict[str, Any]:
             widths[stage], depths[stage] = shape[0], max(depths.get(stage, 0), block + 1)
     if sorted(widths) != list(range(4)):
         raise CheckpointError(
-            f"{tower.folder} holds no ConvNeXt of four stages of convolutions where LLaVA-HR has one ({name}). Give the "
-            f"tower that it was trained with; its stride is {SLOW_STRIDE}."
+            f"{tower.folder} holds no ConvNeXt of four stages of convolutions where LLaVA-HR has one ({name}). Give "
+            "the tower that it was trained with."
         )
     return {
         "slow_hidden_sizes": [widths[stage] for stage in range(4)],

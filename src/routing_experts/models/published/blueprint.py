@@ -65,7 +65,8 @@ class Blueprint:
         state = {name: place.part.tensors.read(place.name).to(dtype) for name, place in places.items()}
         left, beside = model.load_state_dict(state, strict=False, assign=True)
         model.tie_weights()
-        assert not beside and set(left) <= set(model.all_tied_weights_keys), (left, beside)
+        assert not beside, beside
+        assert set(left) <= set(model.all_tied_weights_keys), left
         return model.eval()
 
 

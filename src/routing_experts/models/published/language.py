@@ -32,8 +32,8 @@ def llama_config(raw: Mapping[str, Any], folder: Any) -> Any:
 
     if missing := [name for name in _NEEDED if raw.get(name) is None]:
         raise CheckpointError(
-            f"{folder}/config.json does not say {', '.join(missing)}: sizes are never guessed. Restore the checkpoint's "
-            "own configuration."
+            f"{folder}/config.json does not say {', '.join(missing)}: sizes are never guessed. Restore the "
+            "checkpoint's own configuration."
         )
     settings = {name: raw[name] for name in (*_NEEDED, *_TAKEN) if raw.get(name) is not None}
     return LlamaConfig(**settings)

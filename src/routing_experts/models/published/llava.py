@@ -6,7 +6,7 @@ own training hold it; both are read.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from routing_experts.errors import CheckpointError
 from routing_experts.models.published.blueprint import Blueprint, PictureSettings
@@ -26,13 +26,16 @@ _OWN_TOWER = (
     Rule(r"model\.vision_tower\.vision_tower\.vision_model\.(.+)", r"model.vision_tower.\1"),
 )
 _STOCK_TOWER = (*STOCK_LEFT_OUT, Rule(r"vision_model\.(.+)", r"model.vision_tower.\1"))
-STRATEGIES = {"patch": "default", "cls_patch": "full"}
+STRATEGIES: dict[str, Literal["default", "full"]] = {"patch": "default", "cls_patch": "full"}
 
 CAUSES = (
     (r"adapter_MHA|router\.expert", "It was trained with RoE's own code: name the model that it began from (--base)."),
     (r"deepspeed_moe", "It is a MoE-LLaVA, whose experts a LLaVA has no place for."),
     (r"lora_[AB]\.", "It holds LoRA's updates alone: merge them into their base first."),
-    (r"vision_model\.head\.|head\.probe", "The tower is a SigLIP, and a CLIP is due: give the one it was trained with."),
+    (
+        r"vision_model\.head\.|head\.probe",
+        "The tower is a SigLIP, and a CLIP is due: give its own.",
+    ),
     (r"embed_tokens|lm_head", "The vocabulary is another one's: give the configuration that belongs to these weights."),
     (r"align_stages|slow_vision_tower", "It is a LLaVA-HR, but its configuration lacks is_multipath_encoder."),
     (r"model\.vision_tower\.", "The tower is incomplete, or another one than its configuration says."),
@@ -87,14 +90,14 @@ def llava_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> B
         vision_config=vision,
         vision_feature_layer=layer,
         vision_feature_select_strategy=STRATEGIES[chosen],
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2 + (chosen == "cls_patch"),
+        image_seq_length=(settings["image_size"] // settings["patch_size"]) ** 2 + (chosen == "cls_patch"),
         projector_hidden_act="gelu",
     )
     own = Part("the checkpoint", checkpoint, (*tower_rules, *PROJECTOR_RULES, *LANGUAGE_RULES))
     parts = (own, *others, *([] if stock is None else [Part("the stock tower", stock, _STOCK_TOWER)]))
     pictures = PictureSettings(
-        size=vision.image_size,
-        patch_size=vision.patch_size,
+        size=settings["image_size"],
+        patch_size=settings["patch_size"],
         extra_tokens=1,
         strategy=STRATEGIES[chosen],
         pads=raw.get("image_aspect_ratio") == "pad",

@@ -61,8 +61,8 @@ def drawer_of(raw: Mapping[str, Any], folder: Path) -> Drawer:
     if "mm_vision_tower" in raw:
         return llava_blueprint
     raise CheckpointError(
-        f"{folder}: a configuration of model type {raw.get('model_type')!r} without mm_vision_tower is no LLaVA's in its "
-        "original layout. LLaVA-1.5 and LLaVA-HR are read; name the base (--base) for a checkpoint of RoE's own code."
+        f"{folder}: a configuration of model type {raw.get('model_type')!r} without mm_vision_tower is no LLaVA's in "
+        "its original layout. LLaVA-1.5 and LLaVA-HR are read; name the base (--base) for a checkpoint of RoE's code."
     )
 
 

@@ -122,7 +122,9 @@ def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Ca
             "tensors, which is never unpickled. Download it again."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, no tensors by name. Give a checkpoint's weights.")
+        raise CheckpointError(
+            f"{path} holds a {type(found).__name__}, no tensors by name. Give a checkpoint's weights."
+        )
     tensors: dict[str, Tensor] = found
     return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
 
