@@ -67,11 +67,11 @@ def check_roe(words: list[str]) -> None:
     if words[0].startswith("-"):
         return
     assert words[0] in verbs(), f"{shown}: roe has {', '.join(sorted(verbs()))}"
-    command = verbs()[words[0]]
-    if hasattr(command, "commands"):
-        assert words[1:2], f"{shown}: it has {', '.join(command.commands)}"
-        assert words[1] in command.commands, f"{shown}: it has {', '.join(command.commands)}"
-        command = command.commands[words[1]]
+    command, inner = verbs()[words[0]], words[1:]
+    while hasattr(command, "commands"):
+        assert inner[:1], f"{shown}: it has {', '.join(command.commands)}"
+        assert inner[0] in command.commands, f"{shown}: it has {', '.join(command.commands)}"
+        command, inner = command.commands[inner[0]], inner[1:]
     options = {name for p in command.params for name in (*p.opts, *p.secondary_opts) if name.startswith("-")}
     unknown = [w for w in words[1:] if w.startswith("-") and w.split("=")[0] not in options | {"--help"}]
     assert not unknown, f"{shown}: no option {unknown}, only {sorted(options)}"
