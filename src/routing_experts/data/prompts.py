@@ -133,12 +133,13 @@ def _write_out(processor: Any, name: str, turns: Sequence[Turn], system: str, ga
     text, spans = f"{layout.before_system}{system or layout.system}{layout.after_system}", []
     picture = image_token(processor)
     gap = gap_behind_images(processor) if gap is None else gap
-    for turn in turns:
-        asks = layout.asks if turn is turns[0] or layout.asks_again is None else layout.asks_again
+    for number, turn in enumerate(turns):
+        asks = layout.asks if number == 0 or layout.asks_again is None else layout.asks_again
         question = _BEFORE_TEXT.sub(f"{IMAGE_PLACEHOLDER}{gap}", turn.question).replace(IMAGE_PLACEHOLDER, picture)
         text += f"{asks}{question}{layout.answers}"
         if turn.answer:
-            end = layout.ends if layout.ends is not None and turn is turns[-1] else closes
+            is_last = number == len(turns) - 1
+            end = layout.ends if layout.ends is not None and is_last else closes
             spans.append((len(text), len(text) + len(layout.gap) + len(turn.answer) + len(end)))
             text += f"{layout.gap}{turn.answer}{end}"
     return Prompt(text, tuple(spans))

@@ -8,16 +8,16 @@ from routing_experts.data.prompts import WRITTEN, gap_behind_images, image_token
 def chat_template_of(processor: Any, prompt_format: str) -> str:
     """A Jinja template that renders messages as a written format does.
 
-    Pictures stand before their question's text, with a line break between, as in LLaVA's data.
+    Pictures stand before their question's text, with a line break between, as in LLaVA's data. A question is always
+    followed by the opening of its answer, whether one is asked for or not; every answer ends as those do that are
+    followed by a question.
 
     Args:
         processor: whose tokens it is for.
         prompt_format: one of ``data.prompts.WRITTEN``.
     """
     layout = WRITTEN[prompt_format]
-    tokenizer = processor.tokenizer
-    closes = tokenizer.eos_token if layout.closes is None else layout.closes
-    ends = closes if layout.ends is None else layout.ends
+    closes = processor.tokenizer.eos_token if layout.closes is None else layout.closes
     again = layout.asks if layout.asks_again is None else layout.asks_again
     picture = f"{image_token(processor)}{gap_behind_images(processor)}\n"
     said = (
@@ -25,15 +25,13 @@ def chat_template_of(processor: Any, prompt_format: str) -> str:
         f"{{% if part.type == 'image' %}}{{{{ {picture!r} }}}}{{% else %}}{{{{ part.text }}}}{{% endif %}}"
         "{% endfor %}{% endif %}{%- endmacro -%}"
     )
-    own = "{% if messages[0].role == 'system' %}{{ said(messages[0].content) }}{% else %}"
-    system = f"{{{{ {layout.before_system!r} }}}}{own}{{{{ {layout.system!r} }}}}{{% endif %}}"
+    named = f"said(messages[0].content) if messages[0].role == 'system' else {layout.system!r}"
+    system = f"{{{{ {layout.before_system!r} ~ ({named}) ~ {layout.after_system!r} }}}}"
     first = "loop.first or loop.previtem.role == 'system'"
     asked = f"{{{{ ({layout.asks!r} if {first} else {again!r}) ~ said(message.content) ~ {layout.answers!r} }}}}"
-    waits = "loop.last and not add_generation_prompt"
-    answered = f"{{{{ {layout.gap!r} ~ said(message.content) ~ ({ends!r} if {waits} else {closes!r}) }}}}"
-    turns = (
-        "{% for message in messages %}"
+    answered = f"{{{{ {layout.gap!r} ~ said(message.content) ~ {closes!r} }}}}"
+    return (
+        f"{said}{system}{{% for message in messages %}}"
         f"{{% if message.role == 'user' %}}{asked}{{% elif message.role == 'assistant' %}}{answered}{{% endif %}}"
         "{% endfor %}"
     )
-    return f"{said}{system}{{{{ {layout.after_system!r} }}}}{turns}"
