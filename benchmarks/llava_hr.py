@@ -64,7 +64,7 @@ def main() -> None:
     changes = {"training.steps": told.steps} if told.steps else {}
     base, routed = (load_recipe(HERE / f"{name}.yaml", changes) for name in ("base", "routed"))
     began = time.monotonic()
-    if not Path(base.model).is_dir():
+    if not (Path(base.model) / "processor_config.json").is_file():  # which is written last
         build_hr.main(Path(base.model))
     seconds = {"base": trained(base), "routed": trained(routed)}
     questions = digits_questions(told.questions, SEED, cell=build_hr.CELL)

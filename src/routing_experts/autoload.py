@@ -34,7 +34,7 @@ def _register(module: str) -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Finds the one module as Python would, and runs the registration after it; then steps aside."""
+    """Finds the one module as Python would, and runs the registration after it."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -44,7 +44,6 @@ class _Watcher(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.module:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)

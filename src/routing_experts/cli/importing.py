@@ -34,10 +34,13 @@ def import_checkpoint(
         str | None,
         typer.Option(help="For a checkpoint of RoE's own code: the model that it was trained from."),
     ] = None,
-    target_skip_ratio: Annotated[float, typer.Option(help="With --base: what it was trained for.")] = 0.3,
+    target_skip_ratio: Annotated[
+        float | None, typer.Option(help="With --base: what it was trained for; 0.3 by default.", show_default=False)
+    ] = None,
     prompt_format: Annotated[
-        str, typer.Option(help=f"With --base: `{VICUNA}`, the authors', or `chat_template`.")
-    ] = VICUNA,
+        str | None,
+        typer.Option(help=f"With --base: `{VICUNA}`, the authors' and the default, or `chat_template`."),
+    ] = None,
     routing_tokens: Annotated[
         tuple[str, str] | None,
         typer.Option(help="With --base: the names of image and text token, if they cannot be told."),
@@ -56,8 +59,11 @@ def import_checkpoint(
     say = start()
     sources = Sources(vision_tower, slow_tower, language_model, unpickle)
     if base is None:
-        if routing_tokens is not None:
-            raise ConfigError("--routing-tokens without --base: only RoE's own code writes them. Name the base too.")
+        if {target_skip_ratio, prompt_format, routing_tokens} != {None}:
+            raise ConfigError(
+                "--target-skip-ratio, --prompt-format or --routing-tokens without --base: they are for what RoE's own "
+                "code trained. Name the base too, or leave them out."
+            )
         _import_model(checkpoint, sources, output)
     else:
         if sources != Sources():
@@ -65,7 +71,8 @@ def import_checkpoint(
                 "--base with --vision-tower, --slow-tower, --language-model or --unpickle: RoE's checkpoints are read "
                 "onto their base, which has it all. Leave those out."
             )
-        _import_routed(Path(checkpoint), output, base, target_skip_ratio, prompt_format, routing_tokens)
+        ratio, layout = 0.3 if target_skip_ratio is None else target_skip_ratio, prompt_format or VICUNA
+        _import_routed(Path(checkpoint), output, base, ratio, layout, routing_tokens)
     if json:
         print_json({"model": str(output)}, say)
         return

@@ -28,6 +28,7 @@ class Written:
         closes: an answer; part of it. None for the tokenizer's end token.
         ends: the last answer, in place of ``closes``.
         tokens: that a tokenizer has to know whole.
+        picture_first: a question's only picture goes before its words, as LLaVA's code moves it in training.
     """
 
     system: str
@@ -40,6 +41,7 @@ class Written:
     closes: str | None = None
     ends: str | None = None
     tokens: tuple[str, ...] = ()
+    picture_first: bool = False
 
 
 WRITTEN = {
@@ -51,6 +53,7 @@ WRITTEN = {
         asks_again="USER: ",
         answers=" ASSISTANT:",
         gap=" ",
+        picture_first=True,
     ),
     # Llama-3-VILA1.5-8b-Fix. The upload before it called the assistant `system` and closed with <|end_of_text|>.
     "llama_3": Written(
@@ -135,7 +138,8 @@ def _write_out(processor: Any, name: str, turns: Sequence[Turn], system: str, ga
     gap = gap_behind_images(processor) if gap is None else gap
     for number, turn in enumerate(turns):
         asks = layout.asks if number == 0 or layout.asks_again is None else layout.asks_again
-        question = _BEFORE_TEXT.sub(f"{IMAGE_PLACEHOLDER}{gap}", turn.question).replace(IMAGE_PLACEHOLDER, picture)
+        asked = _moved(turn.question) if layout.picture_first else turn.question
+        question = _BEFORE_TEXT.sub(f"{IMAGE_PLACEHOLDER}{gap}", asked).replace(IMAGE_PLACEHOLDER, picture)
         text += f"{asks}{question}{layout.answers}"
         if turn.answer:
             is_last = number == len(turns) - 1
@@ -143,6 +147,13 @@ def _write_out(processor: Any, name: str, turns: Sequence[Turn], system: str, ga
             spans.append((len(text), len(text) + len(layout.gap) + len(turn.answer) + len(end)))
             text += f"{layout.gap}{turn.answer}{end}"
     return Prompt(text, tuple(spans))
+
+
+def _moved(question: str) -> str:
+    """A question with its only picture before its words; several stay where they are."""
+    if question.count(IMAGE_PLACEHOLDER) != 1:
+        return question
+    return f"{IMAGE_PLACEHOLDER}\n{question.replace(IMAGE_PLACEHOLDER, '').strip()}".strip()
 
 
 def _render_template(processor: Any, turns: Sequence[Turn], system: str) -> Prompt:

@@ -8,9 +8,9 @@ from routing_experts.data.prompts import WRITTEN, gap_behind_images, image_token
 def chat_template_of(processor: Any, prompt_format: str) -> str:
     """A Jinja template that renders messages as a written format does.
 
-    Pictures stand before their question's text, with a line break between, as in LLaVA's data. A question is always
-    followed by the opening of its answer, whether one is asked for or not; every answer ends as those do that are
-    followed by a question.
+    Pictures stand before their question's text, each with a line break behind it, as in LLaVA's data. A question is
+    always followed by the opening of its answer, whether one is asked for or not; every answer ends as those do that
+    are followed by a question.
 
     Args:
         processor: whose tokens it is for.
@@ -21,9 +21,11 @@ def chat_template_of(processor: Any, prompt_format: str) -> str:
     again = layout.asks if layout.asks_again is None else layout.asks_again
     picture = f"{image_token(processor)}{gap_behind_images(processor)}\n"
     said = (
-        "{%- macro said(content) -%}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-        f"{{% if part.type == 'image' %}}{{{{ {picture!r} }}}}{{% else %}}{{{{ part.text }}}}{{% endif %}}"
-        "{% endfor %}{% endif %}{%- endmacro -%}"
+        "{%- macro said(content) -%}{% if content is string %}{{ content }}{% else %}"
+        "{% for part in content if part.type not in ('image', 'text') %}"
+        "{{ raise_exception('a part of type ' ~ part.type ~ ': the model takes image and text') }}{% endfor %}"
+        f"{{% for part in content if part.type == 'image' %}}{{{{ {picture!r} }}}}{{% endfor %}}"
+        "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{%- endmacro -%}"
     )
     named = f"said(messages[0].content) if messages[0].role == 'system' else {layout.system!r}"
     system = f"{{{{ {layout.before_system!r} ~ ({named}) ~ {layout.after_system!r} }}}}"

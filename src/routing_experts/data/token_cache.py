@@ -21,12 +21,13 @@ from routing_experts.data.encode import Encoded, Encoder
 from routing_experts.data.faults import UNUSABLE
 from routing_experts.data.images import load_image, upright_size
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
+from routing_experts.data.prompts import WRITTEN
 from routing_experts.data.records import Record
 from routing_experts.data.square import padding_to_square
 from routing_experts.models.load import load_processor
 from routing_experts.records import save_json
 
-FORMAT = 1
+FORMAT = 2
 PART = 20_000  # records of one file
 BLOCK = 200  # records that a process takes at a time
 COMPLETE = "complete.json"
@@ -45,6 +46,8 @@ def cache_name(contents: str, encoder: Encoder) -> str:
         "format": FORMAT,
         "contents": contents,
         "prompt_format": encoder.prompt_format,
+        "layout": repr(WRITTEN.get(encoder.prompt_format)),
+        "gap": encoder.gap,
         "max_length": encoder.max_length,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "chat_template": processor.chat_template,

@@ -6,6 +6,8 @@ from typing import Any
 from routing_experts.models.families import known_families
 from routing_experts.training.recipe import NAMED_STAGES, Recipe
 
+TOWER = "tuned tower"  # a fact of a run
+
 
 def heed_tower(recipe: Recipe, config: Any) -> Recipe:
     """The recipe with its tower trained wherever its projector is, if the model's checkpoint says that it trains.
@@ -14,8 +16,8 @@ def heed_tower(recipe: Recipe, config: Any) -> Recipe:
         recipe: stages that it writes out itself stay as they are.
         config: of the base model.
     """
-    family = known_families()[config.model_type]
-    if recipe.stages not in NAMED_STAGES.values() or not family.tunes_tower(config):
+    family = known_families().get(config.model_type)
+    if family is None or recipe.stages not in NAMED_STAGES.values() or not family.tunes_tower(config):
         return recipe
     stages = tuple(
         replace(stage, trains=(*stage.trains, "vision"))

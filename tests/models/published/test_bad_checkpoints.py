@@ -33,7 +33,7 @@ from routing_experts.models.published.sources import Sources
 def place(tmp_path, monkeypatch) -> Any:
     """A good checkpoint of three shards, and a model that must not be built."""
 
-    def never(self: Any) -> Any:
+    def never(self: Any, wanted: Any) -> Any:
         raise AssertionError("weights were used")
 
     monkeypatch.setattr(blueprint.Blueprint, "build", never)
@@ -111,8 +111,12 @@ def test_an_index_that_leads_elsewhere(place):
     index = place.folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../clip/model.safetensors"}}))
     assert "'../clip/model.safetensors', a file outside its folder" in refusal(place.folder, place.sources)
-    index.write_text("{")
-    assert "is no index of shards" in refusal(place.folder, place.sources)
+    for strange in ("..", "", "config.json", "/etc/passwd", "clip/model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"lm_head.weight": strange}}))
+        assert "It is not followed" in refusal(place.folder, place.sources)
+    for broken in ("{", "[]", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'):
+        index.write_text(broken)
+        assert "Download it again" in refusal(place.folder, place.sources)
 
 
 def test_pickles_are_read_only_when_allowed_and_never_run(place, tmp_path):

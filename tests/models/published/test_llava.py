@@ -37,6 +37,7 @@ from routing_experts.data.prompts import render
 from routing_experts.data.records import Record, Turn
 from routing_experts.data.templates import chat_template_of
 from routing_experts.models.load import load_processor
+from routing_experts.models.published.blueprint import shapes_of
 from routing_experts.models.published.llava import llava_blueprint
 from routing_experts.models.published.reading import import_published
 from routing_experts.models.published.sources import Sources
@@ -94,6 +95,8 @@ def by_hand(pieces: Any, turns: list[tuple[str, str]]) -> list[int]:
     """
     text = VICUNA_SYSTEM + " "
     for question, answer in turns:
+        if question.count("<image>") == 1:  # LLaVA's code moves it to the front
+            question = "<image>\n" + question.replace("<image>", "").strip()
         text += f"USER: {question} ASSISTANT:" + (f" {answer}</s>" if answer else "")
     ids = [1]
     for number, chunk in enumerate(text.split("<image>")):
@@ -156,8 +159,8 @@ def test_the_chat_template_writes_what_the_format_writes(published, name):
     """Guards the saved processor: whoever asks through the template asks as the model was trained."""
     pictures, turns = DIALOGUES[name]
     record = record_of(pictures, turns)
-    if any("<image>" in turn.question and not turn.question.startswith("<image>\n") for turn in record.turns):
-        pytest.skip("templates put pictures first, as LLaVA's data does")
+    if "<image><image>" in record.turns[0].question:
+        pytest.skip("a template puts a line break behind every picture")
     loaded = load_processor(published.loaded)
     template = render(loaded, record.turns, "", "chat_template")
     assert template == render(loaded, record.turns, "", "vicuna_v1")
@@ -227,7 +230,7 @@ def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, inside, t
     monkeypatch.setattr(Sources, "open_checkpoint", lambda self, folder: (outline(folder, shapes), ()))
     monkeypatch.setattr(Sources, "open_tower", lambda self, raw: outline(tmp_path, stock))
     blueprint = llava_blueprint(llava_settings(sizes), tmp_path, Sources())
-    places = blueprint.account()
+    places = blueprint.account(shapes_of(blueprint.model_class, blueprint.config))
     assert len(places) == len(language_shapes(sizes) | projector_shapes(sizes) | clip_shapes(sizes, ""))
     own, native = blueprint.config.vision_config.to_dict(), LlavaConfig().vision_config.to_dict()
     assert {name: own[name] for name in native if name not in ("projection_dim", "vocab_size")} == {

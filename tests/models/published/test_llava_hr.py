@@ -37,6 +37,7 @@ from routing_experts.models.llava_hr import LlavaHrConfig, LlavaHrVisionConfig
 from routing_experts.models.llava_hr.adapters import ResolutionAdapter, aligned
 from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrVisionModel
 from routing_experts.models.llava_hr.published import llava_hr_blueprint
+from routing_experts.models.published.blueprint import shapes_of
 from routing_experts.models.published.reading import import_published
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.writing import write_model
@@ -179,7 +180,7 @@ def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, eps, tmp_
     shapes = llava_hr_shapes(sizes)
     monkeypatch.setattr(Sources, "open_checkpoint", lambda self, folder: (outline(folder, shapes), ()))
     blueprint = llava_hr_blueprint(llava_hr_settings(sizes), tmp_path, Sources())
-    places = blueprint.account()
+    places = blueprint.account(shapes_of(blueprint.model_class, blueprint.config))
     # Left out: class token, normalisation behind the last layer, the ConvNeXt's head.
     assert len(shapes) - len(places) == 1 + 2 + 2
     vision = blueprint.config.vision_config
@@ -257,6 +258,7 @@ def test_every_parameter_of_the_tower_gets_a_gradient(published):
     [
         ({"input_image_size": 1000}, "input_image_size 1000.*multiple of 32"),
         ({"input_image_size": 32, "image_size": 335}, "335 pixels is no whole number"),
+        ({"input_image_size": 256}, "24 visual tokens along a side: each has to stand for whole pixels"),
         ({"input_image_size": 512, "image_size": 336}, "maps of 24 and 16 places.*one has to divide the other"),
         ({"adapter_layers": [5, 24]}, "24 layers.*counted from 0"),
     ],

@@ -62,6 +62,11 @@ class LlavaHrVisionConfig(PreTrainedConfig):
                 f"input_image_size {self.input_image_size} with patches of {self.patch_size}: the low-resolution "
                 f"picture of {self.low_resolution} pixels is no whole number of them. Choose a size that is."
             )
+        if self.input_image_size % self.patches_per_side:
+            raise ConfigError(
+                f"input_image_size {self.input_image_size} gives {self.patches_per_side} visual tokens along a side: "
+                "each has to stand for whole pixels. LLaVA-HR was published with 384, 768, 1024 and 1536."
+            )
         low, high = sorted((self.patches_per_side, self.slow_side))
         if high % low:
             raise ConfigError(
@@ -112,6 +117,7 @@ class LlavaHrConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             settings = {"model_type": "llama"} | (self.text_config or {})
             self.text_config = CONFIG_MAPPING[settings["model_type"]](**settings)
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
 
     @property

@@ -18,7 +18,13 @@ from transformers.models.convnext.modeling_convnext import (
     ConvNextLayerNorm,
 )
 
-from routing_experts.models.llava_hr.adapters import FusionProjector, ResolutionAdapter, XavierConv2d, ZeroConv2d
+from routing_experts.models.llava_hr.adapters import (
+    FusionProjector,
+    ResolutionAdapter,
+    XavierConv2d,
+    ZeroConv2d,
+    as_tokens,
+)
 from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
 
 
@@ -41,12 +47,13 @@ class FastEmbeddings(nn.Module):
         """Embeds; returns [B, N, D]."""
         size = (self.resolution, self.resolution)
         small = interpolate(pixels_B3SS.float(), size=size, mode="bilinear", align_corners=True)
-        patches_BDnn = self.patch_embedding(small.to(self.patch_embedding.weight.dtype))
-        return patches_BDnn.flatten(2).transpose(1, 2) + self.positions()
+        patches_BND = as_tokens(self.patch_embedding(small.to(self.patch_embedding.weight.dtype)))
+        return patches_BND + self.positions(patches_BND.device)
 
-    def positions(self) -> Tensor:
+    def positions(self, device: torch.device) -> Tensor:
         """[N, D]; bicubic and antialiased in 32 bits, unlike what transformers' CLIP does on its own."""
-        trained_ND = self.position_embedding.weight[1:]
+        # Looked up, not read: weights that are kept elsewhere arrive when their module is called.
+        trained_ND = self.position_embedding(torch.arange(1, 1 + self.trained_side**2, device=device))
         if self.side == self.trained_side:
             return trained_ND
         grid = trained_ND.T.reshape(1, -1, self.trained_side, self.trained_side).float()
@@ -70,6 +77,7 @@ class SlowTower(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Looks; returns [B, C, S / 32, S / 32]."""
+        pixels_B3SS = pixels_B3SS.to(self.embeddings.patch_embeddings.weight.dtype)
         return self.encoder(self.embeddings(pixels_B3SS)).last_hidden_state
 
 

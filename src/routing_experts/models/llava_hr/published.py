@@ -1,5 +1,6 @@
 """LLaVA-HR as its authors publish it, read into our model: both training stages, 7B and X-13B."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHr
 from routing_experts.models.published.blueprint import Blueprint, PictureSettings
 from routing_experts.models.published.clip import STOCK_LEFT_OUT, clip_settings
 from routing_experts.models.published.language import LANGUAGE_RULES, llama_config
-from routing_experts.models.published.llava import CAUSES, check_settings
+from routing_experts.models.published.llava import CAUSES, PROJECTOR_RULES, check_settings
 from routing_experts.models.published.renames import Part, Rule
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.tensors import Tensors
@@ -17,6 +18,7 @@ from routing_experts.models.published.tensors import Tensors
 _FAST = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
 _SLOW = "model.vision_tower.slow_vision_tower.vision_tower."
 _TOWER = "model.vision_tower."
+_XXLARGE = 3072  # channels of the ConvNeXt that normalises with 1e-5
 _STAGE = rf"{_TOWER}slow_tower.encoder.stages.\1"
 _BLOCK = rf"{_STAGE}.layers.\2"
 
@@ -52,8 +54,7 @@ _JOINING = (
         rf"{_OWN}vision_tower\.align_stages\.0\.(fast_proj|slow_proj)\.(weight|bias)",
         rf"{_TOWER}fusion_projector.\1.\2",
     ),
-    Rule(rf"{_OWN}mm_projector\.0\.(weight|bias)", r"model.multi_modal_projector.linear_1.\1"),
-    Rule(rf"{_OWN}mm_projector\.2\.(weight|bias)", r"model.multi_modal_projector.linear_2.\1"),
+    *PROJECTOR_RULES,
 )
 _CAUSES = (
     (r"adapters\.|align_stages_latent", "freeze_vision says whether the towers have adapters: these do not fit it."),
@@ -84,21 +85,25 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
     checkpoint, others = sources.open_checkpoint(folder)
     has_towers = any(name.startswith(_FAST) for name in checkpoint.shapes)
     fast = checkpoint if has_towers else sources.open_tower(raw)
+    if has_towers:
+        sources.refuse_slow_tower(folder, "holds its own towers, which were tuned")
     slow = checkpoint if has_towers else sources.open_slow_tower(folder)
     fast_prefix, slow_prefix = (_FAST, _SLOW) if has_towers else ("vision_model.", "")
     vision = LlavaHrVisionConfig(
-        **clip_settings(fast, fast_prefix, str(raw.get("mm_vision_tower")), sources.tower_config(raw)),
+        **clip_settings(fast, fast_prefix, sources.tower_name(raw), sources.named_tower() if has_towers else fast),
         **_slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow"))),
-        input_image_size=int(raw.get("input_image_size", 1024)),
+        input_image_size=raw.get("input_image_size", 1024),
         freeze_vision=bool(raw.get("freeze_vision", False)),
         adapter_layers=[],
     )
     if not vision.freeze_vision:
         quarter = vision.num_hidden_layers // 4
         vision.adapter_layers = [quarter - 1, 2 * quarter - 1, 3 * quarter - 1]
-    config = LlavaHrConfig(text_config=llama_config(raw, folder), vision_config=vision)
+    config = LlavaHrConfig(
+        text_config=llama_config(raw, folder, "lm_head.weight" in checkpoint.shapes), vision_config=vision
+    )
     if has_towers:
-        own = (*_fast_rules(_escaped(_FAST)), *_slow_rules(_escaped(_SLOW)), *_JOINING, *LANGUAGE_RULES)
+        own = (*_fast_rules(re.escape(_FAST)), *_slow_rules(re.escape(_SLOW)), *_JOINING, *LANGUAGE_RULES)
         parts: tuple[Part, ...] = (Part("the checkpoint", checkpoint, own), *others)
     else:
         parts = (
@@ -136,9 +141,5 @@ def _slow_sizes(tower: Tensors, prefix: str, name: str) -> dict[str, Any]:
     return {
         "slow_hidden_sizes": [widths[stage] for stage in range(4)],
         "slow_depths": [depths[stage] for stage in range(4)],
-        "slow_norm_eps": 1e-5 if "xxlarge" in name else 1e-6,
+        "slow_norm_eps": 1e-5 if "xxlarge" in name or widths[3] == _XXLARGE else 1e-6,
     }
-
-
-def _escaped(prefix: str) -> str:
-    return prefix.replace(".", r"\.")

@@ -1,10 +1,12 @@
 """What a published checkpoint becomes: configuration, where each weight comes from, how pictures are prepared."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from routing_experts.errors import CheckpointError
 from routing_experts.models.published.renames import Part, Place, account
 
 
@@ -45,21 +47,33 @@ class Blueprint:
     pictures: PictureSettings
     causes: tuple[tuple[str, str], ...]
 
-    def account(self) -> dict[str, Place]:
+    def account(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
         """Where every tensor of the model is read from.
+
+        Args:
+            wanted: their shapes, see ``shapes_of``.
 
         Raises:
             CheckpointError: if names or shapes do not come out even.
         """
-        return account(self.parts, shapes_of(self.model_class, self.config), self.causes)
+        return account(self.parts, wanted, self.causes)
 
-    def build(self) -> Any:
-        """The model with its weights, in the precision of the language model's."""
+    def build(self, wanted: Mapping[str, tuple[int, ...]]) -> Any:
+        """The model with its weights, in the precision of the language model's.
+
+        Raises:
+            CheckpointError: if that is no precision to compute in, or as ``account`` does.
+        """
         from transformers.initialization import no_init_weights
 
-        places = self.account()
+        places = self.account(wanted)
         embeddings = next(place for name, place in places.items() if name.endswith("embed_tokens.weight"))
         dtype = embeddings.part.tensors.read(embeddings.name).dtype
+        if not dtype.is_floating_point:
+            raise CheckpointError(
+                f"{embeddings.part.tensors.folder}: {embeddings.name} is of {dtype}: a quantised checkpoint. Give the "
+                "one that it was made from; bases are quantised when they are loaded."
+            )
         with no_init_weights():
             model = self.model_class._from_config(self.config, dtype=dtype)
         state = {name: place.part.tensors.read(place.name).to(dtype) for name, place in places.items()}

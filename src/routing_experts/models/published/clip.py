@@ -1,32 +1,34 @@
 """CLIP towers: those inside a checkpoint, and stock ones that it was trained beside."""
 
-import json
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from routing_experts.errors import CheckpointError
 from routing_experts.models.published.renames import Rule
+from routing_experts.models.published.sources import read_config
 from routing_experts.models.published.tensors import Tensors
 
 # Those that LLaVAs were published with; what their configurations say beyond the shapes of their tensors.
-_HEADS = {"openai/clip-vit-large-patch14-336": 16, "openai/clip-vit-large-patch14": 16}
+_HEADS = {("clip-vit-large-patch14-336", 1024): 16, ("clip-vit-large-patch14", 1024): 16}
 
+POSITION_IDS = Rule(r"(?:.*\.)?embeddings\.position_ids", None, "counted anew")
 # Of a whole CLIP, what no tower needs.
 STOCK_LEFT_OUT = (
     Rule(r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale", None, "CLIP's other half"),
-    Rule(r"(?:.*\.)?embeddings\.position_ids", None, "counted anew"),
+    POSITION_IDS,
 )
 
 
-def clip_settings(tower: Tensors, prefix: str, name: str, config_file: Path | None) -> dict[str, Any]:
+def clip_settings(tower: Tensors, prefix: str, name: str, stock: Tensors | None) -> dict[str, Any]:
     """A tower's sizes, read off its tensors; what shapes cannot tell is from its configuration or known by its name.
 
     Args:
         tower: holds it.
         prefix: of its names, up to ``embeddings`` and ``encoder``.
         name: that the checkpoint calls it by.
-        config_file: ``config.json`` of the stock tower, if it is at hand.
+        stock: the stock tower, if it is at hand, whose ``config.json`` is asked.
 
     Raises:
         CheckpointError: if it is no CLIP tower, or the number of its heads cannot be told.
@@ -38,10 +40,10 @@ def clip_settings(tower: Tensors, prefix: str, name: str, config_file: Path | No
             f"{tower.folder} holds {kind} where a CLIP tower is due: there is no class embedding in it. Give the tower "
             f"that the checkpoint was trained with, {name}."
         )
-    width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
-    patches = shapes["embeddings.position_embedding.weight"][0] - 1
+    config_file = None if stock is None else stock.folder / "config.json"
     told = _told(config_file)
-    heads = told.get("num_attention_heads") or _HEADS.get(name)
+    width, patch, patches = _measured(shapes, tower.folder)
+    heads = told.get("num_attention_heads") or _HEADS.get((name.rpartition("/")[2], width))
     if heads is None:
         raise CheckpointError(
             f"{name}, the tower that the checkpoint names, is none whose number of attention heads is known, and "
@@ -50,7 +52,7 @@ def clip_settings(tower: Tensors, prefix: str, name: str, config_file: Path | No
     read = {
         "hidden_size": width,
         "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.layers.")),
+        "num_hidden_layers": len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")}),
         "num_attention_heads": heads,
         "patch_size": patch,
         "image_size": patch * round(patches**0.5),
@@ -63,10 +65,24 @@ def clip_settings(tower: Tensors, prefix: str, name: str, config_file: Path | No
     return read | {key: told[key] for key in ("hidden_act", "layer_norm_eps") if key in told}
 
 
+def _measured(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> tuple[int, int, int]:
+    """Width, pixels of a patch's side, and number of patches."""
+    patch = shapes.get("embeddings.patch_embedding.weight", ())
+    table = shapes.get("embeddings.position_embedding.weight", ())
+    if len(patch) != 4 or len(table) != 2 or table[0] < 2 or isqrt(table[0] - 1) ** 2 != table[0] - 1:
+        raise CheckpointError(
+            f"{folder}: patches of shape {list(patch)} and positions of {list(table)} are no CLIP tower's: it has a "
+            "square of patches, and a position for each and for the class token. Give the tower whole."
+        )
+    return patch[0], patch[2], table[0] - 1
+
+
 def _told(config_file: Path | None) -> Mapping[str, Any]:
     """The vision part of a CLIP's configuration."""
     if config_file is None or not config_file.is_file():
         return {}
-    raw = json.loads(config_file.read_text(encoding="utf-8"))
-    vision: Mapping[str, Any] = raw.get("vision_config") or raw
+    raw = read_config(config_file.parent)
+    vision = raw.get("vision_config") or raw
+    if not isinstance(vision, dict):
+        raise CheckpointError(f"{config_file}: vision_config is a {type(vision).__name__}, no settings by name.")
     return vision

@@ -22,13 +22,25 @@ LANGUAGE_RULES = (
 )
 
 
-def llama_config(raw: Mapping[str, Any], folder: Any) -> Any:
+def llama_config(raw: Mapping[str, Any], folder: Any, has_head: bool) -> Any:
     """A Llama as large as the checkpoint's configuration says.
 
+    Args:
+        raw: the configuration.
+        folder: of the checkpoint.
+        has_head: whether the files hold a head of its own, which is kept then, tied or not.
+
     Raises:
-        CheckpointError: if a size is missing.
+        CheckpointError: if a size is missing, or it is another language model.
     """
     from transformers import LlamaConfig
+
+    named = raw.get("architectures") or []
+    if named and not any("llama" in str(name).lower() for name in named):
+        raise CheckpointError(
+            f"{folder}: architectures {named} are none around a Llama, the one language model that is read. Use a "
+            "LLaVA around Llama or Vicuna."
+        )
 
     if missing := [name for name in _NEEDED if raw.get(name) is None]:
         raise CheckpointError(
@@ -36,4 +48,6 @@ def llama_config(raw: Mapping[str, Any], folder: Any) -> Any:
             "checkpoint's own configuration."
         )
     settings = {name: raw[name] for name in (*_NEEDED, *_TAKEN) if raw.get(name) is not None}
+    if has_head:
+        settings["tie_word_embeddings"] = False
     return LlamaConfig(**settings)

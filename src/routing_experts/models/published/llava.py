@@ -4,27 +4,25 @@ The released files hold no vision weights: the tower was frozen, and a stock CLI
 own training hold it; both are read.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from routing_experts.errors import CheckpointError
 from routing_experts.models.published.blueprint import Blueprint, PictureSettings
-from routing_experts.models.published.clip import STOCK_LEFT_OUT, clip_settings
+from routing_experts.models.published.clip import POSITION_IDS, STOCK_LEFT_OUT, clip_settings
 from routing_experts.models.published.language import LANGUAGE_RULES, llama_config
 from routing_experts.models.published.renames import Part, Rule
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.tensors import Tensors
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
-PROJECTOR_RULES = (
-    Rule(r"model\.mm_projector\.0\.(weight|bias)", r"model.multi_modal_projector.linear_1.\1"),
-    Rule(r"model\.mm_projector\.2\.(weight|bias)", r"model.multi_modal_projector.linear_2.\1"),
+PROJECTOR_RULES = (  # a first stage's file may leave the prefix out
+    Rule(r"(?:model\.)?mm_projector\.0\.(weight|bias)", r"model.multi_modal_projector.linear_1.\1"),
+    Rule(r"(?:model\.)?mm_projector\.2\.(weight|bias)", r"model.multi_modal_projector.linear_2.\1"),
 )
-_OWN_TOWER = (
-    Rule(re_position_ids := r"(?:.*\.)?embeddings\.position_ids", None, "counted anew"),
-    Rule(r"model\.vision_tower\.vision_tower\.vision_model\.(.+)", r"model.vision_tower.\1"),
-)
+_OWN_TOWER = (POSITION_IDS, Rule(rf"{re.escape(TOWER)}(.+)", r"model.vision_tower.\1"))
 _STOCK_TOWER = (*STOCK_LEFT_OUT, Rule(r"vision_model\.(.+)", r"model.vision_tower.\1"))
 STRATEGIES: dict[str, Literal["default", "full"]] = {"patch": "default", "cls_patch": "full"}
 
@@ -77,16 +75,15 @@ def llava_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> B
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     check_settings(raw, folder)
+    sources.refuse_slow_tower(folder, "is a LLaVA-1.5, which has one tower")
     checkpoint, others = sources.open_checkpoint(folder)
     tower, tower_rules, stock = llava_tower(raw, checkpoint, sources)
     prefix = "vision_model." if stock is not None else TOWER
-    settings = clip_settings(tower, prefix, str(raw.get("mm_vision_tower")), sources.tower_config(raw))
-    layer, chosen = raw.get("mm_vision_select_layer", -2), raw.get("mm_vision_select_feature", "patch")
-    if chosen not in STRATEGIES:
-        raise CheckpointError(f"{folder}: mm_vision_select_feature {chosen!r} is none of {', '.join(STRATEGIES)}.")
+    settings = clip_settings(tower, prefix, sources.tower_name(raw), stock or sources.named_tower())
+    layer, chosen = _chosen(raw, folder, settings["num_hidden_layers"])
     vision = CLIPVisionConfig(**settings)
     config = LlavaConfig(
-        text_config=llama_config(raw, folder),
+        text_config=llama_config(raw, folder, "lm_head.weight" in checkpoint.shapes),
         vision_config=vision,
         vision_feature_layer=layer,
         vision_feature_select_strategy=STRATEGIES[chosen],
@@ -103,6 +100,22 @@ def llava_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> B
         pads=raw.get("image_aspect_ratio") == "pad",
     )
     return Blueprint(config, LlavaForConditionalGeneration, parts, pictures, CAUSES)
+
+
+def _chosen(raw: Mapping[str, Any], folder: Path, layers: int) -> tuple[int, str]:
+    """Which layer's features are taken, and which of them."""
+    layer, chosen = raw.get("mm_vision_select_layer", -2), raw.get("mm_vision_select_feature", "patch")
+    if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:
+        raise CheckpointError(
+            f"{folder}: mm_vision_select_layer {layer!r} of a tower of {layers} layers; LLaVA-1.5 takes -2. Restore "
+            "the configuration."
+        )
+    if not isinstance(chosen, str) or chosen not in STRATEGIES:
+        raise CheckpointError(
+            f"{folder}: mm_vision_select_feature {chosen!r} is none of {', '.join(STRATEGIES)}. Restore the "
+            "configuration."
+        )
+    return layer, chosen
 
 
 def llava_tower(

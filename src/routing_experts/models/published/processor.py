@@ -1,5 +1,6 @@
 """Tokenizer, pictures and prompt of an imported LLaVA: what transformers' own processor has to be told."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
         CheckpointError: if there is none, or it has more tokens than the embeddings have rows.
         MissingExtraError: if it is a SentencePiece model and that package is not installed.
     """
-    from transformers import LlamaTokenizerFast
+    from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise CheckpointError(
@@ -34,9 +35,19 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     if not (folder / "tokenizer.json").is_file():
         _need_sentencepiece()
     try:
-        tokenizer = LlamaTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({error}). Download it again.") from error
+        read = LlamaTokenizerFast.from_pretrained(folder, legacy=_is_legacy(folder))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {_first_line(error)}). Download its "
+            "tokenizer files again."
+        ) from error
+    # As a plain one: read as a Llama's again, it would be built anew, and differently by the model's type.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        model_max_length=read.model_max_length,
+        clean_up_tokenization_spaces=False,
+        **{name: getattr(read, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")},
+    )
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
             f"{folder}: a tokenizer of {len(tokenizer)} tokens, embeddings of {vocabulary}: one of them is another "
@@ -50,11 +61,23 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     return tokenizer
 
 
+def _is_legacy(folder: Path) -> bool:
+    """Whether a space is put before every piece of a text, not the first alone; so it was where nothing is said."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return True
+    said = json.loads(path.read_text(encoding="utf-8"))
+    return bool(said.get("legacy", True)) if isinstance(said, dict) else True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _need_sentencepiece() -> None:
     from importlib.util import find_spec
 
-    lacking = [name for name in ("sentencepiece", "google.protobuf") if find_spec(name) is None]
-    if lacking:
+    if any(find_spec(name) is None for name in ("sentencepiece", "google")) or find_spec("google.protobuf") is None:
         raise MissingExtraError(
             "the checkpoint's tokenizer is a SentencePiece model, which is read with sentencepiece and protobuf. "
             "Install them: pip install 'routing-experts[import]'."

@@ -1,12 +1,13 @@
 """Which layout a folder is in, and the model that it becomes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from routing_experts.errors import CheckpointError
+from routing_experts.errors import CheckpointError, RoutingExpertsError
 from routing_experts.models.llava_hr.published import is_llava_hr, llava_hr_blueprint
-from routing_experts.models.published.blueprint import Blueprint
+from routing_experts.models.published.blueprint import Blueprint, shapes_of
 from routing_experts.models.published.llava import llava_blueprint
 from routing_experts.models.published.processor import grow_vocabulary, make_processor, read_tokenizer
 from routing_experts.models.published.sources import Sources, read_config
@@ -30,13 +31,29 @@ def import_published(name_or_path: str | Path, sources: Sources) -> tuple[Any, A
     """
     folder = sources.folder(name_or_path)
     raw = read_config(folder)
-    blueprint = drawer_of(raw, folder)(raw, folder, sources)
-    blueprint.account()  # before any weight is read, and before the tokenizer is asked for
+    with _told_as(folder):
+        blueprint = drawer_of(raw, folder)(raw, folder, sources)
+        wanted = shapes_of(blueprint.model_class, blueprint.config)
+    blueprint.account(wanted)  # before any weight is read, and before the tokenizer is asked for
     tokenizer = read_tokenizer(_with_tokenizer(folder, sources), int(raw["vocab_size"]))
-    model = blueprint.build()
+    model = blueprint.build(wanted)
     grow_vocabulary(model, tokenizer)
     model.name_or_path = str(name_or_path)
     return model, make_processor(tokenizer, blueprint.pictures)
+
+
+@contextmanager
+def _told_as(folder: Path) -> Iterator[None]:
+    """Blames what transformers cannot make a model of on the configuration that it is read from."""
+    try:
+        yield
+    except RoutingExpertsError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}/config.json describes no model that can be built ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Restore the checkpoint's own configuration."
+        ) from error
 
 
 def drawer_of(raw: Mapping[str, Any], folder: Path) -> Drawer:

@@ -1,5 +1,6 @@
 """The folders that a model is put together from: the checkpoint, and what it was trained beside."""
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from routing_experts.models.published.language import LANGUAGE_RULES
 from routing_experts.models.published.renames import Part
 from routing_experts.models.published.tensors import PROJECTOR_ALONE, Tensors, open_tensors
 
+# What is downloaded: no optimisers, no training arguments, nothing of other frameworks.
 _TEXTS = ("*.json", "*.model", "*.jinja", "*.txt")
+_SAFE = ("model*.safetensors", f"{PROJECTOR_ALONE[0]}.safetensors")
+_PICKLED = ("pytorch_model*.bin", f"{PROJECTOR_ALONE[0]}.bin")
 _HUB_NAME_PARTS = 2
 
 
@@ -45,10 +49,12 @@ class Sources:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        weights = ("*.safetensors", *(("*.bin",) if self.unpickle else ()))
+        wanted = [*_TEXTS, *_SAFE, *(_PICKLED if self.unpickle else ())]
         try:
-            return Path(snapshot_download(str(name), allow_patterns=[*_TEXTS, *weights]))
+            return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*/*"]))
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise CheckpointError(f"{name}: the disk is full ({error}). Make room, and give it again.") from error
             raise CheckpointError(
                 f"{name} is no folder here, and on the hub it cannot be reached ({type(error).__name__}). Check the "
                 "name and the connection, or download it elsewhere and give its folder."
@@ -60,9 +66,8 @@ class Sources:
         Raises:
             CheckpointError: if a first stage's file is given and no language model beside it, or the reverse.
         """
-        alone = any((folder / f"{PROJECTOR_ALONE[0]}{ending}").is_file() for ending in (".safetensors", ".bin"))
-        whole = any(folder.glob("model*.safetensors*")) or any(folder.glob("pytorch_model*.bin*"))
-        if not alone or whole:
+        weights = {path.name.partition(".")[0] for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}*")}
+        if weights - {PROJECTOR_ALONE[0], "training_args"} or PROJECTOR_ALONE[0] not in weights:
             if self.language_model is not None:
                 raise CheckpointError(
                     f"{folder} is a whole model, with its own language model: {self.language_model} would replace what "
@@ -83,10 +88,18 @@ class Sources:
         """The stock CLIP tower."""
         return open_tensors(self.folder(self._tower(raw)), self.unpickle)
 
-    def tower_config(self, raw: Mapping[str, Any]) -> Path | None:
-        """The stock tower's configuration, if it is named or here."""
-        named = self.vision_tower or str(raw.get("mm_vision_tower"))
-        return Path(named) / "config.json" if self.vision_tower is not None or Path(named).is_dir() else None
+    def tower_name(self, raw: Mapping[str, Any]) -> str:
+        """What the tower is called."""
+        return str(self.vision_tower or raw.get("mm_vision_tower"))
+
+    def named_tower(self) -> Tensors | None:
+        """The tower that was named beside a checkpoint that holds its own: it says what shapes do not tell."""
+        return None if self.vision_tower is None else open_tensors(self.folder(self.vision_tower), self.unpickle)
+
+    def refuse_slow_tower(self, folder: Path, why: str) -> None:
+        """Refuses a ConvNeXt that would not be used."""
+        if self.slow_tower is not None:
+            raise CheckpointError(f"{folder} {why}: --slow-tower would be ignored. Leave it out.")
 
     def open_slow_tower(self, folder: Path) -> Tensors:
         """The stock ConvNeXt."""

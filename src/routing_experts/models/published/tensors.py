@@ -37,6 +37,16 @@ class Tensors:
     def add(self, path: Path, unpickle: bool) -> set[str]:
         """Takes in a file; returns the names in it."""
         shapes, reader = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, unpickle)
+        if twice := sorted(shapes.keys() & self.shapes.keys()):
+            raise CheckpointError(
+                f"{path}: {twice[0]} ({len(twice)} tensors) is in another file of the folder too, and which of the two "
+                "counts cannot be told. Leave the files of one checkpoint there."
+            )
+        if empty := sorted(name for name, shape in shapes.items() if 0 in shape):
+            raise CheckpointError(
+                f"{path}: {empty[0]} ({len(empty)} tensors) holds no values: saved under ZeRO-3 without gathering "
+                "them, as a rule. Write the checkpoint again with its weights gathered."
+            )
         self.shapes |= shapes
         self._readers |= dict.fromkeys(shapes, reader)
         return set(shapes)
@@ -70,18 +80,22 @@ def open_tensors(folder: Path, unpickle: bool = False, stems: tuple[str, ...] = 
                 return tensors
     raise CheckpointError(
         f"{folder} holds no weights: {stems[0]}.safetensors, shards with {stems[0]}.safetensors.index.json, or "
-        f"{stems[-1]}.bin were looked for. Give the folder of a checkpoint, downloaded whole."
+        f"{stems[-1]}.bin were looked for. Give the folder of a checkpoint, downloaded whole"
+        + ("." if unpickle else "; if its weights were published as .bin files alone, allow those with --unpickle.")
     )
 
 
 def _open_shards(tensors: Tensors, index: Path, unpickle: bool) -> None:
-    try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error!r}). Download it again.") from error
+    places = _places(index)
     files = sorted(set(places.values()))
-    if strange := [name for name in files if Path(name).name != name]:
-        raise CheckpointError(f"{index} names {strange[0]!r}, a file outside its folder. It is not followed.")
+    ending = index.name.removesuffix(".index.json").rpartition(".")[2]
+    if strange := [name for name in files if Path(name).name != name or not name.endswith(f".{ending}")]:
+        raise CheckpointError(
+            f"{index} names {strange[0]!r}, which is no .{ending} file beside it. It is not followed: download the "
+            "index again."
+        )
+    if ending == "bin" and not unpickle:  # before anything is missed: a download leaves out what may not be read
+        raise _pickle_refused(index.parent / files[0])
     if missing := [name for name in files if not (index.parent / name).is_file()]:
         raise CheckpointError(
             f"{index.parent} lacks {', '.join(missing)} ({len(missing)} of {len(files)} shards that {index.name} "
@@ -94,6 +108,18 @@ def _open_shards(tensors: Tensors, index: Path, unpickle: bool) -> None:
                 f"{index.parent / name} lacks {lacking[0]} ({len(lacking)} tensors) that {index.name} says are in it: "
                 "shards of different downloads may be mixed. Download the checkpoint again, whole."
             )
+
+
+def _places(index: Path) -> dict[str, str]:
+    """File names by tensor."""
+    try:
+        told = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{index} is no JSON ({error}). Download it again.") from error
+    places = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index} is no index of shards: it has no weight_map of file names. Download it again.")
+    return places
 
 
 def _safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
@@ -109,11 +135,7 @@ def _safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str]
 
 def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
     if not unpickle:
-        raise CheckpointError(
-            f"{path} is a pickle, the format that older checkpoints were published in. Allow it with --unpickle: its "
-            "tensors are read by torch's weights-only reader, which runs no code of the file, and what is written are "
-            "safetensors. Only do so with a file whose origin you trust."
-        )
+        raise _pickle_refused(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -127,6 +149,14 @@ def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Ca
         )
     tensors: dict[str, Tensor] = found
     return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
+
+
+def _pickle_refused(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a pickle, the format that older checkpoints were published in. Allow it with --unpickle: its "
+        "tensors are read by torch's weights-only reader, which runs no code of the file, and what is written are "
+        "safetensors. Only do so with a file whose origin you trust."
+    )
 
 
 def _first_line(error: Exception) -> str:
