@@ -110,7 +110,9 @@ def test_a_shard_of_another_download(place):
 def test_an_index_that_leads_elsewhere(place):
     index = place.folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../clip/model.safetensors"}}))
-    assert "'../clip/model.safetensors', a file outside its folder" in refusal(place.folder, place.sources)
+    assert "'../clip/model.safetensors', which is no .safetensors file beside it" in refusal(
+        place.folder, place.sources
+    )
     for strange in ("..", "", "config.json", "/etc/passwd", "clip/model.safetensors"):
         index.write_text(json.dumps({"weight_map": {"lm_head.weight": strange}}))
         assert "It is not followed" in refusal(place.folder, place.sources)
@@ -194,6 +196,158 @@ def test_a_checkpoint_without_tokenizer(place):
     for path in place.folder.glob("tokenizer*"):
         path.unlink()
     assert "neither tokenizer.model nor tokenizer.json" in refusal(place.folder, place.sources)
+
+
+def test_weights_that_were_not_gathered(place):
+    """Guards against checkpoints that ZeRO-3 wrote without gathering them."""
+    rewrite(place.folder, lambda tensors: tensors.update({sorted(tensors)[0]: torch.empty(0)}))
+    assert "saved under ZeRO-3 without gathering" in refusal(place.folder, place.sources)
+
+
+def test_a_quantised_checkpoint(place, monkeypatch):
+    monkeypatch.undo()
+    for shard in (1, 2, 3):
+        rewrite(place.folder, lambda t: t.update({n: v.to(torch.int8) for n, v in t.items() if "embed" in n}), shard)
+    assert "is of torch.int8: a quantised checkpoint" in refusal(place.folder, place.sources)
+
+
+def test_a_name_in_two_files(place):
+    """Guards against files of two checkpoints in one folder: neither wins in silence."""
+    for path in place.folder.glob("model*"):
+        path.unlink()
+    tensors = drawn(llava_shapes(TINY, tower=False))
+    save_file(tensors, place.folder / "a.safetensors")
+    save_file({"lm_head.weight": torch.zeros_like(tensors["lm_head.weight"])}, place.folder / "b.safetensors")
+    assert "lm_head.weight (1 tensors) is in another file of the folder too" in refusal(place.folder, place.sources)
+
+
+MALFORMED = {
+    "text for a number": {"vocab_size": "many"},
+    "heads that do not divide": {"num_attention_heads": 5, "num_key_value_heads": 5},
+    "no heads": {"num_attention_heads": 0},
+    "a negative width": {"hidden_size": -4},
+    "an unknown activation": {"hidden_act": "nope"},
+    "an unknown rotation": {"rope_scaling": {"type": "foo", "factor": 2.0}},
+    "a rotation that is a list": {"rope_scaling": [1]},
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_settings_that_no_model_can_be_made_of(place, kind):
+    edit(place.folder, **MALFORMED[kind])
+    message = refusal(place.folder, place.sources)
+    assert f"{place.folder}/config.json describes no model" in message
+
+
+@pytest.mark.parametrize("layer", [None, "last", 5, -6])
+def test_a_layer_that_the_tower_lacks(place, layer):
+    edit(place.folder, mm_vision_select_layer=layer)
+    assert f"mm_vision_select_layer {layer!r} of a tower of 4 layers" in refusal(place.folder, place.sources)
+
+
+def test_another_language_model(place):
+    edit(place.folder, architectures=["LlavaMistralForCausalLM"])
+    assert "none around a Llama" in refusal(place.folder, place.sources)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer.model", "no pieces"),
+    ],
+)
+def test_a_broken_tokenizer(place, name, text):
+    (place.folder / name).write_text(text)
+    assert "its tokenizer cannot be read" in refusal(place.folder, place.sources)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("embeddings.position_embedding.weight", (8, 16)),
+        ("embeddings.position_embedding.weight", None),
+        ("embeddings.patch_embedding.weight", (16,)),
+    ],
+)
+def test_a_tower_without_a_square_of_patches(place, name, shape):
+    path = place.root / "clip" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"vision_model.{name}"]
+    save_file(tensors | ({f"vision_model.{name}": torch.ones(shape)} if shape else {}), path)
+    assert "are no CLIP tower's" in refusal(place.folder, place.sources)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"vision_config": 3}'])
+def test_a_towers_broken_configuration(place, text):
+    (place.root / "clip" / "config.json").write_text(text)
+    assert "config.json" in refusal(place.folder, place.sources)
+
+
+def test_a_first_stages_file_beside_a_whole_model(place):
+    """Guards the layout of the released repository, which holds both: the whole model counts."""
+    save_file({"model.mm_projector.0.weight": torch.ones(1)}, place.folder / "mm_projector.safetensors")
+    with pytest.raises(AssertionError, match="weights were used"):
+        import_published(place.folder, place.sources)
+
+
+class TestHub:
+    """What is asked of the hub, and what is said of what it gives."""
+
+    @pytest.fixture
+    def hub(self, place, monkeypatch):
+        """A hub that has two repositories, and gives what its patterns ask for."""
+        import huggingface_hub
+
+        held = {"someone/llava": place.folder, "openai/clip": place.root / "clip"}
+
+        def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+            target = place.root / "cache" / name
+            target.mkdir(parents=True, exist_ok=True)
+            for path in held[name].iterdir():
+                if any(path.match(pattern) for pattern in allow_patterns):
+                    (target / path.name).write_bytes(path.read_bytes())
+            return str(target)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        return SimpleNamespace(place=place, cache=place.root / "cache")
+
+    def test_weights_and_texts_are_fetched_and_nothing_else(self, hub):
+        for name in ("training_args.bin", "optimizer.pt", "flax_model.msgpack"):
+            (hub.place.folder / name).write_text("large")
+        with pytest.raises(AssertionError, match="weights were used"):
+            import_published("someone/llava", Sources(vision_tower="openai/clip", unpickle=True))
+        fetched = {path.name for path in (hub.cache / "someone/llava").iterdir()}
+        assert {"config.json", "tokenizer.model", "model-00001-of-00003.safetensors"} <= fetched
+        assert not fetched & {"training_args.bin", "optimizer.pt", "flax_model.msgpack"}
+
+    def test_pickles_alone_are_told_as_such(self, hub):
+        for path in hub.place.folder.glob("model*"):
+            path.unlink()
+        write_checkpoint(hub.place.folder, drawn(llava_shapes(TINY, False)), llava_settings(TINY), 2, pickled=True)
+        message = refusal("someone/llava", Sources(vision_tower="openai/clip"))
+        assert "is a pickle" in message
+        assert "--unpickle" in message
+        (hub.place.root / "clip" / "model.safetensors").rename(hub.place.root / "clip" / "pytorch_model.bin")
+        save_file(drawn(llava_shapes(TINY, False)), hub.place.folder / "model.safetensors")
+        assert "allow those with --unpickle" in refusal(hub.place.folder, Sources(vision_tower="openai/clip"))
+
+    def test_a_fetched_tower_says_how_many_heads_it_has(self, hub):
+        edit(hub.place.folder, mm_vision_tower="/data/of/somebody/clip")
+        with pytest.raises(AssertionError, match="weights were used"):
+            import_published(hub.place.folder, Sources(vision_tower="openai/clip"))
+        inside = drawn(llava_shapes(TINY, tower=True))
+        folder = write_checkpoint(hub.place.root / "own", inside, llava_settings(TINY, mm_vision_tower="/data/clip"))
+        write_tokenizer(folder)
+        with pytest.raises(AssertionError, match="weights were used"):
+            import_published(folder, Sources(vision_tower="openai/clip"))
+
+
+def test_a_slow_tower_that_would_be_ignored(place):
+    sources = Sources(place.sources.vision_tower, slow_tower="/nowhere")
+    assert "--slow-tower would be ignored" in refusal(place.folder, sources)
 
 
 FAMILIES = {

@@ -45,6 +45,7 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,
         model_max_length=read.model_max_length,
+        padding_side="left",  # as an attribute it would not be saved
         clean_up_tokenization_spaces=False,
         **{name: getattr(read, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")},
     )
@@ -111,7 +112,6 @@ def make_processor(tokenizer: Any, pictures: PictureSettings) -> Any:
     """
     from transformers import LlavaImageProcessorPil, LlavaProcessor
 
-    tokenizer.padding_side = "left"
     square = {"height": pictures.size, "width": pictures.size}
     return LlavaProcessor(
         image_processor=LlavaImageProcessorPil(

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from routing_experts.errors import CheckpointError, RoutingExpertsError
 from routing_experts.models.llava_hr.published import is_llava_hr, llava_hr_blueprint
 from routing_experts.models.published.blueprint import Blueprint, shapes_of
@@ -12,6 +14,7 @@ from routing_experts.models.published.llava import llava_blueprint
 from routing_experts.models.published.processor import grow_vocabulary, make_processor, read_tokenizer
 from routing_experts.models.published.sources import Sources, read_config
 
+_UNBUILDABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 Drawer = Callable[[Mapping[str, Any], Path, Sources], Blueprint]
 
 
@@ -49,7 +52,7 @@ def _told_as(folder: Path) -> Iterator[None]:
         yield
     except RoutingExpertsError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+    except (*_UNBUILDABLE, StrictDataclassError) as error:
         raise CheckpointError(
             f"{folder}/config.json describes no model that can be built ({type(error).__name__}: "
             f"{' '.join(str(error).split())}). Restore the checkpoint's own configuration."
