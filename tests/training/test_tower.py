@@ -6,12 +6,14 @@ import pytest
 import torch
 from runs import quiet_run, recipe, settings, weights
 
+from routing_experts.errors import TrainingError
 from routing_experts.models.families import family_of
 from routing_experts.models.load import load_base
 from routing_experts.pocket import build_hr
+from routing_experts.training.memory import estimate
 from routing_experts.training.parameters import group_of
 from routing_experts.training.recipe import NAMED_STAGES, recipe_from_dict
-from routing_experts.training.tower import heed_tower
+from routing_experts.training.tower import TOWER, heed_tower
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,42 @@ def test_stages_that_a_recipe_writes_out_stay(base, tmp_path):
     pocket = load_base("pocket")
     assert not family_of(pocket).tunes_tower(pocket.config)
     assert heed_tower(recipe(tmp_path / "run"), pocket.config) == recipe(tmp_path / "run")
+
+
+def test_the_estimate_counts_the_tower(base, tmp_path):
+    """Guards ``--estimate``: what instruction tuning trains is what it counts."""
+    told = settings(tmp_path / "run") | {"model": str(base)}
+    tuned, frozen = (
+        {
+            row.stage: row.trained
+            for row in estimate(recipe_from_dict(told | {"model": str(source)}), tokens=64)
+            if row.method == "full"
+        }
+        for source in (base, with_freezing(base, tmp_path / "frozen", True))
+    )
+    tower = sum(p.numel() for name, p in load_base(base).named_parameters() if group_of(name) == "vision")
+    assert tuned["instruction_tuning"] - frozen["instruction_tuning"] == tower
+    assert tuned["adapter_warmup"] == frozen["adapter_warmup"]
+
+
+def test_a_tower_that_is_another_s_to_tune_is_no_continuation(base, tmp_path):
+    """Guards run.json: a checkpoint whose word on its tower changed belongs to another run."""
+    source = with_freezing(base, tmp_path / "base", False)
+    told = settings(tmp_path / "run", steps=4, save_steps=2) | {"model": str(source), "random_init": False}
+    quiet_run(recipe_from_dict(told))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["facts"]
+    assert facts[TOWER] is True
+    (tmp_path / "run" / "model" / "roe_config.json").unlink()
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(state | {"finished": False}))
+    with_freezing(base, source, True)
+    with pytest.raises(TrainingError, match=TOWER):
+        quiet_run(recipe_from_dict(told))
+
+
+def test_families_of_one_s_own_train_as_before(base, tmp_path):
+    """Guards models whose type nobody registered: dense training does not need to know them."""
+    config = load_base(base).config
+    config.model_type = "nobody's"
+    named = recipe_from_dict(settings(tmp_path / "run") | {"stages": "dense"})
+    assert heed_tower(named, config) is named

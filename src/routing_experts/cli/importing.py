@@ -58,25 +58,29 @@ def import_checkpoint(
 
     say = start()
     sources = Sources(vision_tower, slow_tower, language_model, unpickle)
+    _check_options(base, (target_skip_ratio, prompt_format, routing_tokens), sources != Sources())
     if base is None:
-        if {target_skip_ratio, prompt_format, routing_tokens} != {None}:
-            raise ConfigError(
-                "--target-skip-ratio, --prompt-format or --routing-tokens without --base: they are for what RoE's own "
-                "code trained. Name the base too, or leave them out."
-            )
         _import_model(checkpoint, sources, output)
     else:
-        if sources != Sources():
-            raise ConfigError(
-                "--base with --vision-tower, --slow-tower, --language-model or --unpickle: RoE's checkpoints are read "
-                "onto their base, which has it all. Leave those out."
-            )
-        ratio, layout = 0.3 if target_skip_ratio is None else target_skip_ratio, prompt_format or VICUNA
-        _import_routed(Path(checkpoint), output, base, ratio, layout, routing_tokens)
+        _import_routed(Path(checkpoint), output, base, target_skip_ratio, prompt_format, routing_tokens)
     if json:
         print_json({"model": str(output)}, say)
         return
     say.results.print(f"model: {output}")
+
+
+def _check_options(base: str | None, of_routed: tuple[Any, ...], has_sources: bool) -> None:
+    """Refuses options that would be ignored."""
+    if base is None and set(of_routed) != {None}:
+        raise ConfigError(
+            "--target-skip-ratio, --prompt-format or --routing-tokens without --base: they are for what RoE's own code "
+            "trained. Name the base too, or leave them out."
+        )
+    if base is not None and has_sources:
+        raise ConfigError(
+            "--base with --vision-tower, --slow-tower, --language-model or --unpickle: RoE's checkpoints are read onto "
+            "their base, which has it all. Leave those out."
+        )
 
 
 def _import_model(checkpoint: str, sources: Any, output: Path) -> None:
@@ -94,8 +98,8 @@ def _import_routed(
     checkpoint: Path,
     output: Path,
     base: str,
-    target_skip_ratio: float,
-    prompt_format: str,
+    target_skip_ratio: float | None,
+    prompt_format: str | None,
     routing_tokens: tuple[str, str] | None,
 ) -> None:
     from dataclasses import replace
@@ -106,8 +110,8 @@ def _import_routed(
     from routing_experts.models.load import load_base, load_processor
     from routing_experts.models.published.roe import import_official
 
-    config = RoEConfig.preset("paper", target_skip_ratio=target_skip_ratio)
+    ratio, layout = 0.3 if target_skip_ratio is None else target_skip_ratio, prompt_format or VICUNA
+    config = replace(RoEConfig.preset("paper", target_skip_ratio=ratio), prompt_format=layout)
     processor = load_processor(base)
-    markers = find_markers(processor, prompt_format)
-    config = replace(config, prompt_format=prompt_format)
+    markers = find_markers(processor, layout)
     save_pretrained(import_official(checkpoint, load_base(base), config, markers, routing_tokens), output, processor)

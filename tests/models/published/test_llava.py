@@ -239,12 +239,51 @@ def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, inside, t
     assert (blueprint.config.image_seq_length, blueprint.pictures.size, blueprint.pictures.pads) == (576, 336, True)
 
 
-def test_a_first_stage_is_put_together_with_what_it_was_trained_beside(published, tmp_path):
+def test_ids_that_generation_needs_are_the_tokenizers(published):
+    """Guards configurations: where answers begin and end, and what padding is."""
+    for config in (published.model.config.text_config, published.model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id) == (1, 2)
+        assert config.pad_token_id == TINY.vocabulary + 1
+    assert published.model.name_or_path == str(published.folder)
+
+
+def test_what_shapes_do_not_tell_is_read_from_the_tower_s_configuration(published, tmp_path):
+    """Guards other CLIPs than OpenAI's: activation, epsilon and heads."""
+    write_clip(tmp_path / "clip", TINY)
+    path = tmp_path / "clip" / "config.json"
+    told = json.loads(path.read_text())
+    told["vision_config"] |= {"hidden_act": "gelu", "layer_norm_eps": 1e-3, "num_attention_heads": 4}
+    path.write_text(json.dumps(told))
+    model, _ = import_published(published.folder, Sources(vision_tower=str(tmp_path / "clip")))
+    vision = model.config.vision_config
+    assert (vision.hidden_act, vision.layer_norm_eps, vision.num_attention_heads) == ("gelu", 1e-3, 4)
+    assert model.model.vision_tower.pre_layrnorm.eps == 1e-3
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_tied_head_is_tied_and_one_of_its_own_is_kept(published, tmp_path, has_head):
+    tensors = {name: published.tensors[name] for name in llava_shapes(TINY, tower=False)}
+    if not has_head:
+        del tensors["lm_head.weight"]
+    folder = write_checkpoint(tmp_path / "tied", tensors, llava_settings(TINY, tie_word_embeddings=True))
+    write_tokenizer(folder)
+    model, processor = import_published(folder, Sources(vision_tower=str(published.root / "clip")))
+    write_model(model, processor, tmp_path / "imported")
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path / "imported")
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    old = tensors["lm_head.weight" if has_head else "model.embed_tokens.weight"]
+    assert torch.equal(loaded.lm_head.weight[: TINY.vocabulary], old)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == (not has_head)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""], ids=["with prefix", "without"])
+def test_a_first_stage_is_put_together_with_what_it_was_trained_beside(published, tmp_path, prefix):
     """Guards ``mm_projector.bin``: with its language model and its tower it is the whole model."""
     language = {name: published.tensors[name] for name in language_shapes(TINY)}
     vicuna = write_checkpoint(tmp_path / "vicuna", language, llava_settings(TINY), shards=2)
     write_tokenizer(vicuna)
-    projector = {name: published.tensors[name] for name in projector_shapes(TINY)}
+    named = {prefix + name.removeprefix("model."): name for name in projector_shapes(TINY)}
+    projector = {new: published.tensors[name] for new, name in named.items()}
     folder = write_checkpoint(tmp_path / "one", projector, llava_settings(TINY), 1, pickled=True, stem="mm_projector")
     sources = Sources(str(published.root / "clip"), None, str(vicuna), unpickle=True)
     model, processor = import_published(folder, sources)

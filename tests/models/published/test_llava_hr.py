@@ -4,6 +4,7 @@ Sizes: S is 256, so that CLIP's 6 × 6 positions are spread over 8 × 8 patches 
 """
 
 import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,6 +158,8 @@ def test_a_fresh_adapter_is_an_identity():
     adapter = LlavaHrVisionModel(config).adapters[0]
     fast, slow = torch.randn(2, 64, published_sizes.clip), torch.randn(2, 12, 8, 8)
     assert torch.equal(adapter(fast, slow), fast)
+    bound = math.sqrt(6 / (12 + 12))  # Xavier's, of a convolution of one place
+    assert bound / 2 < adapter.slow_conv.weight.abs().max() <= bound
     assert adapter.gate_values(fast, aligned(slow, 64)[..., :1].expand(-1, -1, published_sizes.clip)).shape == (2, 1, 1)
     torch.nn.init.normal_(adapter.slow_proj.weight)
     assert not torch.equal(adapter(fast, slow), fast)
