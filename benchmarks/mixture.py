@@ -39,7 +39,7 @@ ROUNDS = 3
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> None:
-    """Cuts of the photographs; behind them, more names of the same files, so that every record has a name of its own."""
+    """Cuts of the photographs, and more names of the same files: every record names one of its own."""
     draw = random.Random(seed)
     whole = [Image.fromarray(getattr(photographs, name)()).convert("RGB") for name in NAMES]
     for number in range(PICTURES):
