@@ -32,7 +32,7 @@ def lookup_class(base: type, model_types: frozenset[str]) -> type:
         found = base.__getitem__(self, config_class)  # type: ignore[index]
         return loader_class(found) if getattr(config_class, "model_type", None) in model_types else found
 
-    return type(base.__name__, (base,), {"__getitem__": look_up, "__module__": base.__module__, _KEY: True})
+    return disguise(base, {"__getitem__": look_up, _KEY: True})
 
 
 @cache
