@@ -1,7 +1,8 @@
 """Instruction sets at full size: checking and halving 665,000 records, and whether loading starves training.
 
-``python benchmarks/mixture.py --json RECORD`` writes a set of the real one's records and bytes whose pictures are
-scikit-image's photographs as JPEG, then times each verb in a process of its own, beside ``json.load`` of the same file.
+``python benchmarks/mixture.py --json RECORD`` writes a set of the real one's records and bytes whose pictures are cuts
+of scikit-image's photographs as JPEG, then times each verb in a process of its own, beside ``json.load`` of the same
+file.
 """
 
 import argparse
@@ -37,8 +38,8 @@ LOADED, WORKERS = 1500, 2
 ROUNDS = 3
 
 
-def write_pictures(folder: Path, seed: int) -> None:
-    """Cuts of the photographs, each a file of its own."""
+def write_pictures(folder: Path, count: int, seed: int) -> None:
+    """Cuts of the photographs, and more names of the same files: every record names one of its own."""
     draw = random.Random(seed)
     whole = [Image.fromarray(getattr(photographs, name)()).convert("RGB") for name in NAMES]
     for number in range(PICTURES):
@@ -48,6 +49,10 @@ def write_pictures(folder: Path, seed: int) -> None:
         path = folder / name_of(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.crop((left, top, left + width, top + height)).save(path, "JPEG", quality=85)
+    for number in range(PICTURES, count):
+        path = folder / name_of(number)
+        if not path.exists():
+            path.hardlink_to(folder / name_of(number % PICTURES))
 
 
 def name_of(number: int) -> str:
@@ -68,7 +73,7 @@ def write_records(path: Path, count: int, seed: int) -> None:
             turns = [(said(10), said(draw.choice(ANSWER_WORDS))) for _ in range(draw.choice((1, 2, 4, 8)))]
             item: dict[str, Any] = {"id": f"{number:012d}"}
             if draw.random() >= TEXT_SHARE:
-                item["image"] = name_of(number % PICTURES)
+                item["image"] = name_of(number)
                 turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
             pairs = ((("human", question), ("gpt", answer)) for question, answer in turns)
             item["conversations"] = [{"from": who, "value": text} for pair in pairs for who, text in pair]
@@ -149,7 +154,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     path, small = asked.folder / "mix.json", asked.folder / "tenth.json"
-    write_pictures(asked.folder, 0)
+    write_pictures(asked.folder, asked.records, 0)
     write_records(path, asked.records, 1)
     write_records(small, asked.records // 10, 1)
     record = {"records": asked.records, "pictures": PICTURES, **reading(path, asked.folder), **halving(path, small)}

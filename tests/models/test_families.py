@@ -1,12 +1,16 @@
 """The contracts, on the families whose pictures, positions or module names are not LLaVA's."""
 
+import sys
+
 import pytest
 import torch
+import transformers
 
 from routing_experts.errors import ConfigError, ModelFamilyError
+from routing_experts.models.auto import loader_class
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import convert, revert
-from routing_experts.models.families import Family, family_of, register
+from routing_experts.models.families import Family, family_of, known_families, register
 from routing_experts.models.load import from_pretrained
 from routing_experts.models.options import SKIP_ALL, RoutingOptions
 from routing_experts.nn.gates import GateSettings
@@ -42,6 +46,17 @@ def test_layers_and_picture_tokens_are_found(build):
     assert family.image_token_ids(model.config)[0] == model.config.image_token_id
     with pytest.raises(ModelFamilyError, match="registered already"):
         register(Family(family.model_type))
+
+
+@pytest.mark.parametrize("family", known_families().values(), ids=known_families())
+def test_a_family_s_auto_class_gives_a_loader_of_its_model(family):
+    """Guards declarations: nothing looks them up before somebody loads such a model."""
+    mapping = getattr(transformers, family.auto_class)._model_mapping
+    found = mapping[transformers.CONFIG_MAPPING[family.model_type]]
+    (base,) = found.__bases__
+    assert issubclass(base, transformers.PreTrainedModel)
+    assert found is loader_class(base)
+    assert base is getattr(sys.modules[found.__module__], found.__name__)
 
 
 @torch.no_grad()

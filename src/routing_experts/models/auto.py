@@ -59,8 +59,7 @@ def lookup_class(base: type, routable: frozenset[str], own: dict[type, Callable[
     def keys(self: Any) -> list[type]:
         return [*base.keys(self), *own]  # type: ignore[attr-defined]
 
-    body = {"__getitem__": look_up, "__contains__": contains, "keys": keys, "__module__": base.__module__, _KEY: True}
-    return type(base.__name__, (base,), body)
+    return disguise(base, {"__getitem__": look_up, "__contains__": contains, "keys": keys, _KEY: True})
 
 
 @cache
