@@ -117,10 +117,10 @@ def _write_out(processor: Any, layout: Written, name: str, turns: Sequence[Turn]
         )
     closes = tokenizer.eos_token if layout.closes is None else layout.closes
     text, spans = f"{layout.before_system}{system or layout.system}{layout.after_system}", []
-    for turn in turns:
+    for number, turn in enumerate(turns, start=1):
         text += f"{layout.asks}{turn.question.replace(IMAGE_PLACEHOLDER, image_token(processor))}{layout.answers}"
         if turn.answer:
-            end = layout.ends if layout.ends is not None and turn is turns[-1] else closes
+            end = layout.ends if layout.ends is not None and number == len(turns) else closes
             spans.append((len(text), len(text) + len(layout.gap) + len(turn.answer) + len(end)))
             text += f"{layout.gap}{turn.answer}{end}"
     return Prompt(text, tuple(spans))
