@@ -147,12 +147,18 @@ def llava_processor() -> Any:
 
 def loading(path: Path, images: Path, encoder: Encoder) -> dict[str, Any]:
     """Dialogues a second, decoded, padded to squares of 336 pixels and tokenised, with no worker and with two."""
-    dataset = EncodedDataset(load_records(path, images, LOADED), LOADED, encoder, keep=False)
+    dataset = dataset_of(path, images, encoder, LOADED)
     found: dict[str, list[float]] = {"0": [], str(WORKERS): []}
     for _ in range(ROUNDS):
         for workers, rates in found.items():
             rates.append(dialogues_a_second(dataset, int(workers)))
     return {"dialogues_a_second": found, "pixels": PIXELS, "batch_size": BATCH}
+
+
+def dataset_of(path: Path, images: Path, encoder: Encoder, limit: int) -> EncodedDataset:
+    """So many of a set's first dialogues, in whole steps, encoded each time that they are asked for."""
+    records = load_records(path, images, limit)
+    return EncodedDataset(records, len(records) // A_STEP * A_STEP, encoder, keep=False)
 
 
 def dialogues_a_second(dataset: EncodedDataset, workers: int) -> float:
@@ -170,8 +176,8 @@ def padding(path: Path, images: Path, encoder: Encoder) -> dict[str, Any]:
 
     A step is what LLaVA-1.5 takes, 128 dialogues in batches of 16.
     """
-    dataset = EncodedDataset(load_records(path, images, GROUPED), GROUPED, encoder, keep=False)
-    extents = [dataset.extent(index, exact=True) for index in range(GROUPED)]
+    dataset = dataset_of(path, images, encoder, GROUPED)
+    extents = [dataset.extent(index, exact=True) for index in range(len(dataset))]
     lengths = [length for _, length in extents]
     shuffled = list(SeedableRandomSampler(extents, data_seed=0))
     found = {"shuffled": padded_share(shuffled, lengths)}
@@ -179,7 +185,7 @@ def padding(path: Path, images: Path, encoder: Encoder) -> dict[str, Any]:
         sampler = SeedableRandomSampler(extents, data_seed=0)
         order = StepOrder(sampler, BATCH, A_STEP // BATCH, 1, extents.__getitem__, window)
         found[f"window {window}"] = padded_share(list(order), lengths)
-    return {"padded_share": found, "dialogues": GROUPED, "batch_size": BATCH, "a_step": A_STEP}
+    return {"padded_share": found, "dialogues": len(dataset), "batch_size": BATCH, "a_step": A_STEP}
 
 
 def padded_share(order: list[int], lengths: list[int]) -> float:

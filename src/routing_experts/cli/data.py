@@ -51,7 +51,7 @@ def check(
 
     say = start()
     counts = None if lengths is None else counting(lengths, prompt_format)
-    look = Look(verify_images, None if counts is None else counts.count_tokens, None if counts is None else max_length)
+    look = Look(verify_images, counts, None if counts is None else max_length)
     source = open_source(records, images, subset, split, once=True)
     found = checked(source, look, workers, first, list_faults, say.progress)
     if json:

@@ -11,14 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from routing_experts.cli.common import model_folder, progress_bar
 from routing_experts.cli.output import Output, print_json
-from routing_experts.data.digits import DigitsTask
 from routing_experts.data.mixture.check import Told, check_mixture
-from routing_experts.data.mixture.export import TEXT_SHARE, export_digits
 from routing_experts.data.mixture.joining import Part, join
-from routing_experts.data.mixture.looking import Look
+from routing_experts.data.mixture.looking import CountTokens, Look
 from routing_experts.data.readers.json_items import JsonItems
 from routing_experts.data.readers.sources import Source
-from routing_experts.data.token_settings import TokenSettings
 from routing_experts.data.writing import RecordWriter
 from routing_experts.errors import ConfigError
 from routing_experts.records import MixtureCheck, RecordFault
@@ -102,16 +99,18 @@ def checked(
         return check_mixture(source, look, workers, limit, Told(shown.read, shown.looked, write))
 
 
-def counting(model: str, prompt_format: str) -> TokenSettings:
-    """How tokens are counted for a run's or a model's folder, or a hub name; tried out here, before others are.
+def counting(model: str, prompt_format: str) -> CountTokens:
+    """Counts tokens as they would be for a run's or a model's folder, or a hub name; tried out here, before others are.
 
     Raises:
         CheckpointError: if there is no such processor.
         PromptError: if it cannot lay dialogues out so.
     """
+    from routing_experts.data.token_settings import TokenSettings  # torch comes with it: other checks do without
+
     settings = TokenSettings(model_folder(model), prompt_format)
     settings.try_out()
-    return settings
+    return settings.count_tokens
 
 
 def part_of(text: str, above: Path | None) -> Part:
@@ -162,6 +161,9 @@ def _size(items: JsonItems) -> int:
 
 def digits_as_mixture(folder: Path, records: int | None, seed: int | None, console: Console) -> dict[str, Any]:
     """The digits in the layout of LLaVA's mixture."""
+    from routing_experts.data.digits import DigitsTask
+    from routing_experts.data.mixture.export import TEXT_SHARE, export_digits
+
     count, seed = records or 10_000, 3 if seed is None else seed
     with progress_bar(console, "writing", count) as advance:
         path = export_digits(folder, count, DigitsTask(seed=seed, text_share=TEXT_SHARE), advance)
