@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from PIL import Image
 from skimage import data as photographs
 from torch.utils.data import DataLoader
@@ -27,15 +29,18 @@ from routing_experts.data.readers.sources import load_records
 from routing_experts.data.square import padding_to_square
 from routing_experts.data.writing import RecordWriter
 from routing_experts.models.load import load_processor
-from routing_experts.records import environment, save_json, sha256_of
+from routing_experts.records import digest_of, environment, save_json
+from routing_experts.training.order import StepOrder
 
 ROOT = Path(__file__).parents[1]
 RECORDS, PICTURES = 665_000, 2000
 NAMES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 SIDES = (480, 640)  # of COCO's pictures
 ANSWER_WORDS = (2, 8, 30, 90)  # a word, a phrase, a sentence, a paragraph
-LOADED, WORKERS = 1500, 2
+LOADED, WORKERS, BATCH, PIXELS = 1500, 2, 16, 336
+GROUPED, A_STEP, WINDOWS = 12_800, 128, (1, 4)
 ROUNDS = 3
+EVERY = 0.05  # seconds between two looks at memory
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> None:
@@ -81,17 +86,24 @@ def write_records(path: Path, count: int, seed: int) -> None:
 
 
 def run(*command: str | Path) -> dict[str, float]:
-    """A command's seconds and the most memory that it, or a process of its own, took."""
-    code = (
-        "import resource, subprocess, sys, time; started = time.monotonic();"
-        "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL);"
-        "print(time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, done.returncode)"
-    )
-    said = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=True)
-    seconds, peak, failed = said.stdout.split()
-    assert failed == "0", command
-    unit = 1024 if sys.platform == "linux" else 1
-    return {"seconds": float(seconds), "peak_bytes": int(peak) * unit}
+    """A command's seconds, and the most memory of it and its processes together, what they share counted for each."""
+    started, peak = time.monotonic(), 0
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None:
+            peak = max(peak, held_by(running.pid))
+            time.sleep(EVERY)
+        seconds = time.monotonic() - started
+    assert running.returncode == 0, command
+    return {"seconds": seconds, "peak_bytes": peak}
+
+
+def held_by(number: int) -> int:
+    """The resident memory of a process and all below it, in bytes; 0 where it has just ended."""
+    try:
+        root = psutil.Process(number)
+        return sum(process.memory_info().rss for process in (root, *root.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def reading(path: Path, images: Path) -> dict[str, Any]:
@@ -111,17 +123,17 @@ def halving(path: Path, small: Path) -> dict[str, Any]:
     for number, source in enumerate((path, path, small)):
         target = path.with_name(f"half-{number}.json")
         measured = run(sys.executable, "-m", "routing_experts", "-q", "data", "subset", source, "--output", target)
-        rows.append({"bytes": source.stat().st_size, "sha256": sha256_of(target), **measured})
+        rows.append({"bytes": source.stat().st_size, "sha256": digest_of([target]), **measured})
         target.unlink()
     return {"halves": rows}
 
 
-def loading(path: Path, images: Path) -> dict[str, Any]:
-    """Dialogues a second, decoded, padded to squares of 336 pixels and tokenised, with no worker and with two."""
+def llava_processor() -> Any:
+    """LLaVA-1.5's pictures, 576 tokens each, with the pocket model's tokenizer."""
     pocket = load_processor("pocket")
-    side = {"height": 336, "width": 336}
-    clip = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=side)
-    processor = padding_to_square(
+    side = {"height": PIXELS, "width": PIXELS}
+    clip = CLIPImageProcessorPil(size={"shortest_edge": PIXELS}, crop_size=side)
+    return padding_to_square(
         LlavaProcessor(
             image_processor=clip,
             tokenizer=pocket.tokenizer,
@@ -131,18 +143,56 @@ def loading(path: Path, images: Path) -> dict[str, Any]:
             num_additional_image_tokens=1,
         )
     )
-    encoder = Encoder(processor, "vicuna_v1", 100_000)
-    dataset = EncodedDataset(load_records(path, images, LOADED), LOADED, encoder, keep=False)
-    rows = {}
-    for workers in (0, WORKERS):
-        loader = DataLoader(dataset, 16, collate_fn=Collator(0), num_workers=workers)
-        started, count = 0.0, 0
-        for number, batch in enumerate(loader):
-            if number == 2 * WORKERS:  # what workers had ready when they began
-                started = time.monotonic()
-            count += len(batch["input_ids"]) if number > 2 * WORKERS else 0
-        rows[str(workers)] = count / (time.monotonic() - started)
-    return {"dialogues_a_second": rows, "pixels": 336, "batch_size": 16}
+
+
+def loading(path: Path, images: Path, encoder: Encoder) -> dict[str, Any]:
+    """Dialogues a second, decoded, padded to squares of 336 pixels and tokenised, with no worker and with two."""
+    dataset = dataset_of(path, images, encoder, LOADED)
+    found: dict[str, list[float]] = {"0": [], str(WORKERS): []}
+    for _ in range(ROUNDS):
+        for workers, rates in found.items():
+            rates.append(dialogues_a_second(dataset, int(workers)))
+    return {"dialogues_a_second": found, "pixels": PIXELS, "batch_size": BATCH}
+
+
+def dataset_of(path: Path, images: Path, encoder: Encoder, limit: int) -> EncodedDataset:
+    """So many of a set's first dialogues, in whole steps, encoded each time that they are asked for."""
+    records = load_records(path, images, limit)
+    return EncodedDataset(records, len(records) // A_STEP * A_STEP, encoder, keep=False)
+
+
+def dialogues_a_second(dataset: EncodedDataset, workers: int) -> float:
+    """Of batches behind those that workers had ready when the clock started."""
+    started, count = 0.0, 0
+    for number, batch in enumerate(DataLoader(dataset, BATCH, collate_fn=Collator(0), num_workers=workers)):
+        if number == 2 * WORKERS:
+            started = time.monotonic()
+        count += len(batch["input_ids"]) if number > 2 * WORKERS else 0
+    return count / (time.monotonic() - started)
+
+
+def padding(path: Path, images: Path, encoder: Encoder) -> dict[str, Any]:
+    """The share of a batch's tokens that is padding: shuffled, and grouped as training does, a step at a time or four.
+
+    A step is what LLaVA-1.5 takes, 128 dialogues in batches of 16.
+    """
+    dataset = dataset_of(path, images, encoder, GROUPED)
+    extents = [dataset.extent(index, exact=True) for index in range(len(dataset))]
+    lengths = [length for _, length in extents]
+    shuffled = list(SeedableRandomSampler(extents, data_seed=0))
+    found = {"shuffled": padded_share(shuffled, lengths)}
+    for window in WINDOWS:
+        sampler = SeedableRandomSampler(extents, data_seed=0)
+        order = StepOrder(sampler, BATCH, A_STEP // BATCH, 1, extents.__getitem__, window)
+        found[f"window {window}"] = padded_share(list(order), lengths)
+    return {"padded_share": found, "dialogues": len(dataset), "batch_size": BATCH, "a_step": A_STEP}
+
+
+def padded_share(order: list[int], lengths: list[int]) -> float:
+    """Of all tokens of batches that take dialogues in this order."""
+    batches = [[lengths[index] for index in order[start : start + BATCH]] for start in range(0, len(order), BATCH)]
+    whole = sum(max(batch) * len(batch) for batch in batches)
+    return 1 - sum(lengths) / whole
 
 
 def main() -> None:
@@ -158,7 +208,9 @@ def main() -> None:
     write_records(path, asked.records, 1)
     write_records(small, asked.records // 10, 1)
     record = {"records": asked.records, "pictures": PICTURES, **reading(path, asked.folder), **halving(path, small)}
-    record |= {"loading": loading(small, asked.folder), "environment": environment()}
+    encoder = Encoder(llava_processor(), "vicuna_v1", 100_000)
+    record |= {"loading": loading(small, asked.folder, encoder), "padding": padding(small, asked.folder, encoder)}
+    record |= {"environment": environment()}
     save_json(asked.json, record)
 
 

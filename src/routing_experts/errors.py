@@ -4,6 +4,16 @@ Our own broken invariants are plain ``assert`` statements; they are bugs, never 
 """
 
 
+def shortened(text: str, limit: int = 300) -> str:
+    """A text that others gave, as messages show it: whole unless it is long."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shown(value: object) -> str:
+    """A value that others gave, as messages show it."""
+    return shortened(repr(value), 80)
+
+
 class RoutingExpertsError(ValueError):
     """The parent of every error that this library raises about what a user gave it."""
 

@@ -1,10 +1,16 @@
 """`roe data`: a set made, checked, halved, joined and trained on, as a user would; and every refusal of the verbs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from routing_experts.data.encode import Encoder
+from routing_experts.data.readers.sources import load_records
+from routing_experts.models.load import load_processor
 
 FILE = "llava_v1_5_mix.json"
 
@@ -73,9 +79,34 @@ def test_a_faulty_set_is_told_of_and_listed(roe, digits, tmp_path):
 
 
 def test_lengths_are_counted_by_the_model_s_processor(roe, digits):
-    code, said, _ = roe("data", "check", digits / FILE, "--lengths", "pocket", "--max-length", "60")
-    assert "over the limit" in said
-    assert code == ("dialogues over the limit" in said)
+    """As the encoder that trains counts them; a limit one lower than the longest finds that one alone."""
+    encoder = Encoder(load_processor("pocket"), max_length=10_000)
+    lengths = sorted(len(encoder(record).input_ids) for record in load_records(digits / FILE))
+    assert lengths[-2] < lengths[-1]
+    for limit, over in ((lengths[-1], 0), (lengths[-1] - 1, 1)):
+        code, said, _ = roe("data", "check", digits / FILE, "--lengths", "pocket", "--max-length", limit, "--json")
+        found = [one["lengths"] for one in json.loads(said)["sources"]]
+        assert code == over
+        assert sum(one["over"] for one in found) == over
+        assert sum(one["tokens"] for one in found) == sum(lengths)
+        assert max(one["longest"] for one in found) == lengths[-1]
+
+
+def test_lengths_are_counted_for_a_run_s_folder_and_tried_out_first(roe, digits, tmp_path):
+    """A processor or a prompt format that cannot be is said once, not of every record."""
+    load_processor("pocket").save_pretrained(tmp_path / "run" / "model")
+    code, said, _ = roe("data", "check", digits / FILE, "--lengths", tmp_path / "run", "--json")
+    assert code == 0
+    assert all(one["lengths"] for one in json.loads(said)["sources"])
+    code, _, errors = roe("data", "check", digits / FILE, "--lengths", "pocket", "--prompt-format", "mine")
+    assert code == 1
+    assert "prompt format 'mine': the formats are" in " ".join(errors.split())
+
+
+def test_checking_needs_no_torch():
+    """Guards memory, of which torch alone would take half of what a check may, in each of its processes."""
+    code = "import routing_experts.cli.mixture, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from routing_experts.data import token_cache
+from routing_experts.data import token_cache, token_settings
 from routing_experts.data.encode import Encoded, Encoder
 from routing_experts.data.records import Record, Turn
 from routing_experts.data.token_cache import TokenCache, Tokenise, build, cache_name
-from routing_experts.errors import RecordError
+from routing_experts.data.token_settings import TokenSettings
+from routing_experts.errors import RecordError, TrainingError
 from routing_experts.models.load import load_processor
 from tiny_processors import PROCESSORS
 
@@ -45,11 +46,11 @@ def here(monkeypatch):
 
     def use(processor):
         monkeypatch.setattr(token_cache, "processes", lambda count: nullcontext(AtOnce()))
-        monkeypatch.setattr(token_cache, "load_processor", lambda model: processor)
-        token_cache._encoder_of.cache_clear()
+        monkeypatch.setattr(token_settings, "load_processor", lambda model: processor)
+        token_settings._made.cache_clear()
 
     yield use
-    token_cache._encoder_of.cache_clear()
+    token_settings._made.cache_clear()
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
@@ -66,13 +67,14 @@ def test_a_cache_gives_what_the_encoder_gives(family, here, monkeypatch, tmp_pat
         Record("later", (ASK, Turn("<image>\nAnd this?", "no")), (wide, tall)),
         Record("last", (ASK,), (tall,)),
     ]
-    build(tmp_path, records, len(records), Tokenise(family, "chat_template", 2048), workers=1)
-    assert TokenCache.is_complete(tmp_path)
+    build(tmp_path / "cache", records, len(records), Tokenise(TokenSettings(family)), workers=1)
+    assert TokenCache.is_complete(tmp_path / "cache")
     encoder = Encoder(processor)
     for _ in range(2):
-        cache = TokenCache(tmp_path, encoder)
+        cache = TokenCache(tmp_path / "cache", encoder)
         for index in (4, 0, 3, 1, 2):
             assert_same(cache.encode(index, records[index]), encoder(records[index]))
+            assert cache.length(index) == len(encoder(records[index]).input_ids)
 
 
 def test_in_processes_of_its_own_from_files(tmp_path):
@@ -81,7 +83,7 @@ def test_in_processes_of_its_own_from_files(tmp_path):
     Image.new("RGB", (40, 30), "green").save(picture)
     records = [Record(str(n), (ASK,), (picture,)) for n in range(3)]
     records.append(Record("gone", (ASK,), (tmp_path / "none.png",)))
-    build(tmp_path / "cache", records, 4, Tokenise("pocket", "vicuna_v1", 2048), workers=1)
+    build(tmp_path / "cache", records, 4, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
     encoder = Encoder(load_processor("pocket"), "vicuna_v1")
     cache = TokenCache(tmp_path / "cache", encoder)
     assert_same(cache.encode(1, records[1]), encoder(records[1]))
@@ -94,10 +96,10 @@ def test_a_picture_of_another_size_is_encoded_anew(here, monkeypatch, tmp_path):
     processor = PROCESSORS["qwen2_5_vl"](monkeypatch)
     here(processor)
     before, after = (Record("r", (ASK,), (Image.new("RGB", size),)) for size in ((28, 28), (112, 56)))
-    build(tmp_path, [before], 1, Tokenise("qwen", "chat_template", 2048), workers=1)
+    build(tmp_path / "cache", [before], 1, Tokenise(TokenSettings("qwen")), workers=1)
     encoder = Encoder(processor)
     assert len(encoder(before).input_ids) != len(encoder(after).input_ids)
-    assert_same(TokenCache(tmp_path, encoder).encode(0, after), encoder(after))
+    assert_same(TokenCache(tmp_path / "cache", encoder).encode(0, after), encoder(after))
 
 
 def test_a_name_says_all_that_tokens_depend_on(processor):
@@ -106,6 +108,8 @@ def test_a_name_says_all_that_tokens_depend_on(processor):
     other.tokenizer.add_tokens(["<new>"])
     template = copy.deepcopy(processor)
     template.chat_template += " "
+    scaled = copy.deepcopy(processor)
+    scaled.image_processor.size = {"height": 7, "width": 7}
     names = {
         cache_name(contents, encoder)
         for contents, encoder in (
@@ -115,18 +119,49 @@ def test_a_name_says_all_that_tokens_depend_on(processor):
             ("a", Encoder(processor, max_length=9)),
             ("a", Encoder(other)),
             ("a", Encoder(template)),
+            ("a", Encoder(scaled)),
         )
     }
-    assert len(names) == 6
+    assert len(names) == 7
     assert cache_name("a", Encoder(processor)) == cache_name("a", Encoder(copy.deepcopy(processor)))
 
 
 def test_what_was_left_unfinished_is_no_cache(here, tmp_path, monkeypatch):
-    """A build that is killed leaves parts, and no more: the next one writes over them."""
+    """A build that is killed leaves nothing where a cache is looked for: the next one begins anew."""
     here(load_processor("pocket"))
-    record = Record("r", (Turn("Hi", "Ho"),))
-    monkeypatch.setattr(token_cache, "save_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, [record], 1, Tokenise("pocket", "vicuna_v1", 2048), workers=1)
-    assert list(tmp_path.glob("*.safetensors"))
-    assert not TokenCache.is_complete(tmp_path)
+    folder, record = tmp_path / "cache", Record("r", (Turn("Hi", "Ho"),))
+    with monkeypatch.context() as killed:
+        killed.setattr(token_cache, "save_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
+    assert not folder.exists()
+    longer = Record("r", (Turn("Hi", "Good morning"),))
+    build(folder, [longer], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
+    encoder = Encoder(load_processor("pocket"), "vicuna_v1")
+    assert_same(TokenCache(folder, encoder).encode(0, longer), encoder(longer))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["cache"]
+
+
+def test_a_cache_that_is_there_is_not_written_again(here, tmp_path):
+    """Guards runs that start together: whoever waited for another finds its cache, and leaves it alone."""
+    here(load_processor("pocket"))
+    folder, record = tmp_path / "cache", Record("r", (Turn("Hi", "Ho"),))
+    build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
+    (part,) = folder.glob("*.safetensors")
+    made = part.stat().st_ino
+    build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
+    assert part.stat().st_ino == made
+
+
+def test_lost_and_damaged_parts_are_said(here, tmp_path):
+    here(load_processor("pocket"))
+    folder, record = tmp_path / "cache", Record("r", (Turn("Hi", "Ho"),))
+    build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
+    encoder = Encoder(load_processor("pocket"), "vicuna_v1")
+    (part,) = folder.glob("*.safetensors")
+    part.write_bytes(b"no tensors")
+    with pytest.raises(TrainingError, match=r"is damaged .* Delete"):
+        TokenCache(folder, encoder).encode(0, record)
+    part.unlink()
+    with pytest.raises(TrainingError, match=r"is not there: .* one that all machines share"):
+        TokenCache(folder, encoder).encode(0, record)

@@ -9,9 +9,13 @@ import pytest
 import torch
 from runs import quiet_run, settings, weights
 
+from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DigitsTask
+from routing_experts.data.encode import Encoder
 from routing_experts.data.mixture.export import export_digits
+from routing_experts.data.readers.sources import load_records
 from routing_experts.errors import RecordError, TrainingError
+from routing_experts.models.load import load_processor
 from routing_experts.training.recipe import Recipe, recipe_from_dict
 
 RECORDS = 40
@@ -45,7 +49,7 @@ def listed(output: Path) -> dict[int, str]:
 
 def test_by_default_the_first_fault_ends_the_run_before_it_begins(folder, tmp_path):
     with pytest.raises(RecordError, match=rf"record {GONE} .*is not there"):
-        quiet_run(recipe(folder, tmp_path, on_fault="error"))
+        quiet_run(recipe(folder, tmp_path, on_fault="error", max_faulty=0.01))
     assert not (tmp_path / "model").exists()
 
 
@@ -72,7 +76,7 @@ def test_faulty_records_are_left_out_counted_and_listed(folder, tmp_path):
     ids=["divided", "not kept", "by workers", "from tokens on disk"],
 )
 def test_what_stands_in_is_the_same_however_it_is_read(folder, tmp_path, training, data):
-    """Guards runs over processes: the next record that can be used trains in its place, whoever meets the fault."""
+    """Guards runs over processes: what trains in a record's place is drawn by its number, whoever meets the fault."""
     if "token_cache" in data:
         data = data | {"token_cache": str(tmp_path / data["token_cache"])}
     whole = weights(quiet_run(recipe(folder, tmp_path / "whole")).model)
@@ -89,6 +93,37 @@ def test_too_many_end_the_run_and_the_list_says_which(folder, tmp_path):
     assert set(listed(tmp_path / "late")) == {GONE, CUT, EMPTY}
     with pytest.raises(TrainingError, match="2 of 40 records cannot be used"):
         quiet_run(recipe(folder, tmp_path / "early", max_faulty=0.03))
+
+
+def test_a_fault_that_was_read_ahead_is_told_of_again(folder):
+    """Guards stage boundaries: of a stage's last step a batch more is read, thrown away, and read by the next."""
+    records = load_records(next(folder.glob("*.json")), faults=[])
+    dataset = EncodedDataset(records, RECORDS, Encoder(load_processor("pocket")), keep=False, stand_ins=True)
+    first, again = dataset[CUT], dataset[CUT]
+    assert [fault.record for fault in first.faults] == [CUT]
+    assert again.faults == first.faults
+
+
+def test_a_worker_s_fault_ends_the_run_in_the_record_s_words(folder, tmp_path):
+    """Nobody wants to read the traceback of another process in front of it."""
+    own = tmp_path / "set"
+    shutil.copytree(folder, own)
+    path = next(own.glob("*.json"))
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([record for n, record in enumerate(records) if n not in (GONE, EMPTY)]))
+    by_workers = {"on_fault": "error", "max_faulty": 0.01, "keep_encoded": False, "workers": 1}
+    with pytest.raises(RecordError, match=r"^record \S+: picture .* it may be cut short or damaged") as caught:
+        quiet_run(recipe(own, tmp_path / "run", **by_workers))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_the_share_may_be_raised_on_the_way(folder, tmp_path):
+    """As its message says: no weight depends on it."""
+    one_step = {"save_steps": 1, "batch_size": 8, "steps": 8}
+    with pytest.raises(TrainingError, match="3 of 40"):
+        quiet_run(recipe(folder, tmp_path, one_step, max_faulty=0.06))
+    quiet_run(recipe(folder, tmp_path, one_step, max_faulty=0.08))
+    assert set(listed(tmp_path)) == {GONE, CUT, EMPTY}
 
 
 def test_a_new_run_begins_an_empty_list(folder, tmp_path):
@@ -137,7 +172,7 @@ def test_runs_share_tokens_on_disk(folder, tmp_path):
     """Guards caches against runs that take other parts of one set: held-out records, other batches."""
     cache = str(tmp_path / "tokens")
     quiet_run(recipe(folder, tmp_path / "first", {"eval_steps": 4}, held_out=16, token_cache=cache))
-    (only,) = (tmp_path / "tokens").iterdir()
+    (only,) = (path for path in (tmp_path / "tokens").iterdir() if path.is_dir())
     before = {path.name: path.stat().st_mtime_ns for path in only.iterdir()}
     with_cache = weights(quiet_run(recipe(folder, tmp_path / "second", {"batch_size": 4}, token_cache=cache)).model)
     without = weights(quiet_run(recipe(folder, tmp_path / "third", {"batch_size": 4})).model)

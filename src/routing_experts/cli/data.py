@@ -9,7 +9,7 @@ from routing_experts.cli.output import AsJson
 
 app = typer.Typer(no_args_is_help=True, help="Check, draw from and join instruction sets; write the digits as one.")
 
-Records = Annotated[
+SetName = Annotated[
     str,
     typer.Argument(
         help="A .json or .jsonl file, a folder with metadata.jsonl, parquet files, or a set's name on the hub."
@@ -22,7 +22,7 @@ Target = Annotated[Path, typer.Option(help="The .json or .jsonl file to write; i
 
 @app.command("check")
 def check(
-    records: Records,
+    records: SetName,
     images: Images = None,
     verify_images: Annotated[
         bool, typer.Option("--verify-images", help="Decode every picture to its last byte.")
@@ -33,6 +33,9 @@ def check(
     list_faults: Annotated[
         Path | None, typer.Option("--list", help="Write every fault to this .jsonl file, a line each.")
     ] = None,
+    subset: Annotated[str | None, typer.Option(help="Of a set on the hub: one of its configurations.")] = None,
+    split: Annotated[str, typer.Option(help="Of a set on the hub.")] = "train",
+    first: Annotated[int | None, typer.Option(min=1, help="Only so many of the first records.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that look at pictures and count tokens.")] = 2,
     json: AsJson = False,
 ) -> None:
@@ -40,19 +43,17 @@ def check(
 
     Example: roe data check mix665k.json --images data/images
     """
-    from routing_experts.cli.mixture import checked
+    from routing_experts.cli.mixture import checked, counting
     from routing_experts.cli.output import print_json, start
     from routing_experts.data.mixture.looking import Look
     from routing_experts.data.readers.sources import open_source
     from routing_experts.reports import print_check
 
-    say, count_tokens = start(), None
-    if lengths is not None:
-        from routing_experts.data.mixture.lengths import TokenCounter
-
-        count_tokens = TokenCounter(lengths, prompt_format)
-    look = Look(verify_images, count_tokens, max_length if lengths is not None else None)
-    found = checked(open_source(records, images), look, workers, list_faults, say.progress)
+    say = start()
+    counts = None if lengths is None else counting(lengths, prompt_format)
+    look = Look(verify_images, counts, None if counts is None else max_length)
+    source = open_source(records, images, subset, split, once=True)
+    found = checked(source, look, workers, first, list_faults, say.progress)
     if json:
         print_json(found.to_dict(), say)
     else:

@@ -1,20 +1,19 @@
 """What the verbs of ``roe data`` do with sets: bars over bytes, faults to a file, manifests beside what is written."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from routing_experts.cli.common import model_folder, progress_bar
 from routing_experts.cli.output import Output, print_json
-from routing_experts.data.digits import DigitsTask
-from routing_experts.data.mixture.check import check_mixture
-from routing_experts.data.mixture.export import TEXT_SHARE, export_digits
+from routing_experts.data.mixture.check import Told, check_mixture
 from routing_experts.data.mixture.joining import Part, join
-from routing_experts.data.mixture.looking import Look
-from routing_experts.data.readers.items import Item
+from routing_experts.data.mixture.looking import CountTokens, Look
 from routing_experts.data.readers.json_items import JsonItems
 from routing_experts.data.readers.sources import Source
 from routing_experts.data.writing import RecordWriter
@@ -23,29 +22,64 @@ from routing_experts.records import MixtureCheck, RecordFault
 from routing_experts.reports import print_manifest
 
 MANIFEST_SUFFIX = ".manifest.json"
-EVERY = 256  # records between two moves of a bar
+EVERY = 0.1  # seconds between two moves of a bar
+
+
+class Bars:
+    """How far sets are read, and how many of their pictures were looked at, each with its own rate.
+
+    Args:
+        progress: that shows them.
+        title: of what is read.
+        total: its bytes, counted as often as it is read; 0 where that is not known.
+    """
+
+    def __init__(self, progress: Progress, title: str, total: int) -> None:
+        self.progress, self.total = progress, total
+        self._reading = progress.add_task(title, total=total or None, said="")
+        self._looking: TaskID | None = None
+        self._bytes = self._records = self._pictures = 0
+        self._began = self._moved = time.monotonic()
+
+    def read(self, count: int) -> None:
+        """Told of each record with its bytes."""
+        self._bytes, self._records = self._bytes + count, self._records + 1
+        if time.monotonic() - self._moved > EVERY:
+            self.move()
+
+    def looked(self, count: int) -> None:
+        """Told of so many pictures, once they were looked at."""
+        if self._looking is None:
+            self._looking = self.progress.add_task("pictures", total=None, said="")
+        self._pictures += count
+        self.move()
+
+    def move(self) -> None:
+        """Shows what was counted so far."""
+        self._moved = time.monotonic()
+        seconds = max(self._moved - self._began, 1e-9)
+        read = f"{self._bytes / 1e6:,.0f} MB, {self._bytes / 1e6 / seconds:,.0f} MB/s, " if self._bytes else ""
+        said = f"{read}{self._records:,} records"
+        self.progress.update(self._reading, completed=self._bytes, said=said)
+        if self._looking is not None:
+            said = f"{self._pictures:,}, {self._pictures / seconds:,.0f} a second"
+            self.progress.update(self._looking, said=said)
 
 
 @contextmanager
-def bytes_bar(console: Console, title: str, total: int) -> Iterator[Callable[[Item], None]]:
-    """A bar over files that are read one after the other, some of them twice; told of each record."""
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+def bars(console: Console, title: str, total: int) -> Iterator[Bars]:
+    """Bars over files of so many bytes."""
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task(title, total=total or None)
-        last = 0
-
-        def advance(item: Item) -> None:
-            nonlocal last
-            if item.index % EVERY == 0:
-                last = last if item.end > last else 0  # another file, or this one again
-                progress.advance(task, item.end - last)
-                last = item.end
-
-        yield advance
+        shown = Bars(progress, title, total)
+        yield shown
+        shown.move()
 
 
-def checked(source: Source, look: Look, workers: int, faults: Path | None, console: Console) -> MixtureCheck:
-    """Checks a set with a bar; every fault goes to a file if one is given."""
+def checked(
+    source: Source, look: Look, workers: int, limit: int | None, faults: Path | None, console: Console
+) -> MixtureCheck:
+    """Checks a set with bars; every fault goes to a file if one is given."""
     if (
         faults is not None
         and faults.exists()
@@ -53,16 +87,30 @@ def checked(source: Source, look: Look, workers: int, faults: Path | None, conso
         and faults.samefile(source.items.name)
     ):
         raise ConfigError(f"--list {faults}: that is the set itself. Give another file.")
-    size = _size(source.items) if isinstance(source.items, JsonItems) else 0
+    size = _size(source.items) if isinstance(source.items, JsonItems) and limit is None else 0
     with ExitStack() as held:
-        advance = held.enter_context(bytes_bar(console, "reading", size))
+        shown = held.enter_context(bars(console, "reading", size))
         writer = held.enter_context(RecordWriter(faults)) if faults is not None else None
 
         def write(fault: RecordFault) -> None:
             if writer is not None:
                 writer.add(fault.to_dict())
 
-        return check_mixture(source, look, workers, advance, write)
+        return check_mixture(source, look, workers, limit, Told(shown.read, shown.looked, write))
+
+
+def counting(model: str, prompt_format: str) -> CountTokens:
+    """Counts tokens as they would be for a run's or a model's folder, or a hub name; tried out here, before others are.
+
+    Raises:
+        CheckpointError: if there is no such processor.
+        PromptError: if it cannot lay dialogues out so.
+    """
+    from routing_experts.data.token_settings import TokenSettings  # torch comes with it: other checks do without
+
+    settings = TokenSettings(model_folder(model), prompt_format)
+    settings.try_out()
+    return settings.count_tokens
 
 
 def part_of(text: str, above: Path | None) -> Part:
@@ -96,8 +144,8 @@ def part_of(text: str, above: Path | None) -> Part:
 def joined(parts: list[Part], target: Path, seed: int, say: Output, as_json: bool) -> None:
     """Joins with a bar, writes the manifest beside the file, and tells what was taken."""
     total = sum(_size(part.items) * part.passes for part in parts)
-    with bytes_bar(say.progress, "reading", total) as advance:
-        manifest = join(parts, target, seed, advance)
+    with bars(say.progress, "reading", total) as shown:
+        manifest = join(parts, target, seed, shown.read)
     beside = target.with_name(target.name + MANIFEST_SUFFIX)
     manifest.save(beside)
     if as_json:
@@ -113,7 +161,8 @@ def _size(items: JsonItems) -> int:
 
 def digits_as_mixture(folder: Path, records: int | None, seed: int | None, console: Console) -> dict[str, Any]:
     """The digits in the layout of LLaVA's mixture."""
-    from routing_experts.cli.common import progress_bar
+    from routing_experts.data.digits import DigitsTask
+    from routing_experts.data.mixture.export import TEXT_SHARE, export_digits
 
     count, seed = records or 10_000, 3 if seed is None else seed
     with progress_bar(console, "writing", count) as advance:

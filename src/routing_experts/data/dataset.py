@@ -45,7 +45,7 @@ class EncodedDataset(Dataset):
         self.records, self.size, self.encoder = records, size, encoder
         self.keep, self.stand_ins, self.first, self.tokens = keep, stand_ins, first, tokens
         self._encoded: dict[int, Encoded] = {}
-        self._unusable: set[int] = set()
+        self._unusable: dict[int, Fault] = {}
         self._extents: dict[int, tuple[bool, int]] = {}
 
     def __len__(self) -> int:
@@ -71,8 +71,9 @@ class EncodedDataset(Dataset):
                 except UNUSABLE as error:
                     if not self.stand_ins:
                         raise
-                    self._unusable.add(place)
-                    faults.append(Fault(self.first + place, str(error)))
+                    self._unusable[place] = Fault(self.first + place, str(error))
+            # Told of each time: a batch that was read ahead at a stage's end is thrown away with what it told.
+            faults.append(self._unusable[place])
             place = draw.randrange(self.size)
         raise RecordError(
             f"record {self.first + index} cannot be used, nor can any of {TRIES - 1} that were drawn to stand in for "
@@ -109,6 +110,7 @@ class EncodedDataset(Dataset):
     def _counted(self, index: int) -> tuple[bool, int]:
         try:
             record = self.records[self.first + index]
-            return bool(record.images), len(self.encoder.without_pixels(record).input_ids)
+            known = None if self.tokens is None else self.tokens.length(self.first + index)
+            return bool(record.images), known or len(self.encoder.without_pixels(record).input_ids)
         except UNUSABLE:
             return NOTHING

@@ -24,6 +24,7 @@ from routing_experts.errors import PromptError, RecordError
 from routing_experts.models.spans import CONTEXT, PADDING, question_segment
 from routing_experts.nn.losses import IGNORED
 
+SIZES_KEPT = 10_000  # of pictures, of which is known what is written for them
 STAND_IN_SIDE = 64  # pixels; white, since zeros after normalising are Idefics' padding
 BY_DIALOGUE = "pixel_attention_mask"  # comes with pictures that are laid out by dialogue, [1, pictures, …]
 TOKEN_TYPES = "mm_token_type_ids"  # transformers' name
@@ -86,10 +87,7 @@ class Encoder:
                 text=[prompt.text], images=images or None, add_special_tokens=bos, return_text_replacement_offsets=True
             )
         except ValueError as error:
-            raise RecordError(
-                f"record {record.id}: the processor refuses it ({error}). Mend the text or the picture, or leave the "
-                "record out."
-            ) from error
+            raise _refused(record, error) from error
         written = features.pop("text_replacement_offsets", None) or [[]]
         encoded = self._encoded(record, _expanded(prompt, written[0]), np.asarray(features.pop("input_ids")[0]))
         if images:
@@ -109,7 +107,13 @@ class Encoder:
         for image in record.images:
             start = prompt.text.index(self.image_token, end)
             end = start + len(self.image_token)
-            written.append({"span": (start, end), "replacement": self._written(upright_size(image, record.id))[0]})
+            try:
+                replacement, _ = self._written(upright_size(image, record.id))
+            except RecordError:
+                raise
+            except ValueError as error:
+                raise _refused(record, error) from error
+            written.append({"span": (start, end), "replacement": replacement})
         return self._with_types(self._encoded(record, _expanded(prompt, written)))
 
     def with_pictures(self, name: str, ids_T: Tensor, segments_T: Tensor, images: Sequence[Image.Image]) -> Encoded:
@@ -135,6 +139,8 @@ class Encoder:
     def _written(self, size: tuple[int, int]) -> tuple[str, bool]:
         """What the processor writes for a picture of a size, and whether it gives token types; a size is asked once."""
         if size not in self._replacements:
+            if len(self._replacements) == SIZES_KEPT:
+                self._replacements.clear()
             blank = Image.new("RGB", size)
             features = self.processor(text=[self.image_token], images=[blank], return_text_replacement_offsets=True)
             written = features["text_replacement_offsets"][0]
@@ -224,6 +230,13 @@ def _check_ids(ids_T: np.ndarray, read_T: np.ndarray, name: str) -> None:
         f"{read_T[where : where + 4].tolist()}) the processor changed more than the pictures' placeholders. "
         "Routing reads from it what it writes for each picture: it has to heed "
         "return_text_replacement_offsets=True, as transformers' own do. Use one of those."
+    )
+
+
+def _refused(record: Record, error: ValueError) -> RecordError:
+    return RecordError(
+        f"record {record.id}: the processor refuses it ({error}). Mend the text or the picture, or leave the record "
+        "out."
     )
 
 

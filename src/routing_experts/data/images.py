@@ -12,8 +12,8 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from routing_experts.data.records import Picture
 from routing_experts.errors import RecordError
 
-# What Pillow raises on damaged files, and (by an assertion) on pictures that were closed before they were loaded.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError)
+# What Pillow raises on damaged files, whatever their format, and on pictures that were closed before they were loaded.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError, RuntimeError)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"{", b"version https://git-lfs")
@@ -68,7 +68,7 @@ def _opened(image: Picture, record_id: str) -> Iterator[tuple[Image.Image, str]]
             f"record {record_id}: picture {name} is too large ({error}); decoding it could exhaust the memory. "
             "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
-    except UNREADABLE as error:
+    except PILLOW_ERRORS as error:
         path = image if isinstance(image, Path) else None
         raise RecordError(f"record {record_id}: picture {name} {_diagnosis(path, error)}") from error
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from routing_experts.errors import ConfigError
 
+# By name: of each pair transformers imports the one whose libraries are there.
+CROPPING = ("CLIPImageProcessor", "CLIPImageProcessorPil", "LlavaImageProcessor", "LlavaImageProcessorPil")
+
 
 def padding_to_square(processor: Any) -> Any:
     """A processor like this one that pads pictures to squares in the mean colour (LLaVA's ``image_aspect_ratio: pad``).
@@ -17,9 +20,9 @@ def padding_to_square(processor: Any) -> Any:
     from transformers import LlavaImageProcessorPil
 
     own = processor.image_processor
-    if getattr(own, "do_pad", False) and isinstance(own, LlavaImageProcessorPil):
+    if isinstance(own, LlavaImageProcessorPil) and own.do_pad:
         return processor
-    if not type(own).__name__.startswith(("CLIPImageProcessor", "LlavaImageProcessor")):
+    if type(own).__name__ not in CROPPING:
         raise ConfigError(
             f"data.pad_to_square with a {type(own).__name__}, which lays pictures out in its own way: padding is for "
             "processors that crop the middle, CLIP's. Leave it out."

@@ -6,15 +6,17 @@ encoded anew. It is written a part at a time and counts once it is complete.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from routing_experts.data.encode import Encoded, Encoder
@@ -23,15 +25,15 @@ from routing_experts.data.images import load_image, upright_size
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
 from routing_experts.data.prompts import WRITTEN
 from routing_experts.data.records import Record
-from routing_experts.data.square import padding_to_square
-from routing_experts.models.load import load_processor
+from routing_experts.data.token_settings import TokenSettings
+from routing_experts.errors import TrainingError
 from routing_experts.records import save_json
 
 FORMAT = 2
 PART = 20_000  # records of one file
-BLOCK = 200  # records that a process takes at a time
 COMPLETE = "complete.json"
 Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, segments, [pictures, 2] widths and heights
+NO_TOKENS: Tokens = (np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros((0, 2), np.int32))  # of the unusable
 
 
 def cache_name(contents: str, encoder: Encoder) -> str:
@@ -44,6 +46,7 @@ def cache_name(contents: str, encoder: Encoder) -> str:
     processor = encoder.processor
     parts = {
         "format": FORMAT,
+        "versions": [f"{name} {version(name)}" for name in ("transformers", "tokenizers")],
         "contents": contents,
         "prompt_format": encoder.prompt_format,
         "layout": repr(WRITTEN.get(encoder.prompt_format)),
@@ -93,9 +96,27 @@ class TokenCache:
         ids, segments = (part.slice(name, first, end).astype(np.int64) for name in ("ids", "segments"))
         return self.encoder.with_pictures(record.id, torch.from_numpy(ids), torch.from_numpy(segments), images)
 
+    def length(self, index: int) -> int | None:
+        """A record's tokens; None if they are not here."""
+        part, place = self._part(index // PART), index % PART
+        first, end = part.starts[place : place + 2]
+        return int(end - first) or None
+
     def _part(self, number: int) -> "_Part":
+        """Raises ``TrainingError`` if it is not there or damaged."""
         if number not in self._parts:
-            self._parts[number] = _Part(part_path(self.folder, number))
+            path = part_path(self.folder, number)
+            try:
+                self._parts[number] = _Part(path)
+            except FileNotFoundError as error:
+                raise TrainingError(
+                    f"{path} is not there: the cache was removed, or this machine does not see the folder in which the "
+                    "main process wrote it. Name one that all machines share (data.token_cache)."
+                ) from error
+            except SafetensorError as error:
+                raise TrainingError(
+                    f"{path} is damaged ({error}). Delete {self.folder}: its tokens are counted again then."
+                ) from error
         return self._parts[number]
 
 
@@ -120,17 +141,35 @@ def build(
     workers: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Writes a cache of the first records.
+    """Writes a cache of the first records; another process that writes the same one is waited for.
 
     Args:
-        folder: of its parts; what an earlier call left there unfinished is written over.
+        folder: of its parts; it appears once all of them are written.
         records: anything with ``[index]`` giving a ``Record``.
         count: how many of them.
         tokenise: makes tokens of records, in other processes.
         workers: how many of these.
         advance: told of each record.
+
+    Raises:
+        WorkerError: if one of them has ended.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if TokenCache.is_complete(folder):
+            return
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        for left in (unfinished, folder):
+            if left.exists():
+                shutil.rmtree(left)
+        unfinished.mkdir()
+        _write(unfinished, records, count, tokenise, workers, advance)
+        unfinished.rename(folder)
+
+
+def _write(
+    folder: Path, records: Any, count: int, tokenise: "Tokenise", workers: int, advance: Callable[[int], object]
+) -> None:
     part: list[Tokens] = []
     written = 0
 
@@ -145,9 +184,10 @@ def build(
         advance(len(tokens))
 
     with processes(workers) as pool:
-        shared: Shared[list[Record | None], list[Tokens]] = Shared(pool, tokenise, take, AHEAD * workers)
-        for start in range(0, count, BLOCK):
-            shared.give([_readable(records, index) for index in range(start, min(start + BLOCK, count))])
+        shared: Shared[Record | None, Tokens] = Shared(pool, tokenise, take, AHEAD * workers)
+        for index in range(count):
+            record = _readable(records, index)
+            shared.add(record, () if record is None else record.images)
         shared.finish()
     _save(part_path(folder, written), part)
     save_json(folder / COMPLETE, {"format": FORMAT, "records": count})
@@ -163,18 +203,9 @@ def _readable(records: Any, index: int) -> Record | None:
 
 @dataclass(frozen=True)
 class Tokenise:
-    """Makes tokens of blocks of records; goes to other processes as it is.
+    """Makes tokens of blocks of records; goes to other processes as it is."""
 
-    Attributes:
-        model: whose processor, loaded there on first use.
-        prompt_format, max_length: see ``Encoder``.
-        pad_to_square: see ``padding_to_square``.
-    """
-
-    model: str
-    prompt_format: str
-    max_length: int
-    pad_to_square: bool = False
+    settings: TokenSettings
 
     def __call__(self, block: Sequence[Record | None]) -> list[Tokens]:
         """Ids, segments and pictures' sizes of each; nothing of a record that cannot be used, which is met later."""
@@ -183,20 +214,13 @@ class Tokenise:
     def _one(self, record: Record | None) -> Tokens:
         try:
             if record is not None:
-                encoded = _encoder_of(self).without_pixels(record)
+                encoded = self.settings.encoder.without_pixels(record)
                 sizes = [upright_size(image, record.id) for image in record.images]
                 ids, segments = encoded.input_ids.numpy(), encoded.segment_ids.numpy()
                 return ids.astype(np.int32), segments.astype(np.int16), np.array(sizes, np.int32).reshape(-1, 2)
         except UNUSABLE:
-            pass  # as above
-        return np.zeros(0, np.int32), np.zeros(0, np.int16), np.zeros((0, 2), np.int32)
-
-
-@cache
-def _encoder_of(tokenise: Tokenise) -> Encoder:
-    processor = load_processor(tokenise.model)
-    processor = padding_to_square(processor) if tokenise.pad_to_square else processor
-    return Encoder(processor, tokenise.prompt_format, tokenise.max_length)
+            return NO_TOKENS
+        return NO_TOKENS
 
 
 def _save(path: Path, part: Sequence[Tokens]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from routing_experts.errors import RouteError
+from routing_experts.errors import RouteError, shown
 from routing_experts.inference.generate import Answer
 from routing_experts.models.options import route_rows
 from routing_experts.records import as_bits, from_bits, write_text
@@ -155,16 +155,11 @@ def _line(text: str, where: str) -> RouteLine:
     except ValueError as error:
         raise RouteError(f"{where} is not JSON ({error}): {_EXPECTED}. Correct the line, or take it out.") from error
     if not isinstance(values, dict) or not {"id", "route"} <= set(values) <= {"id", "route", "model"}:
-        raise RouteError(f"{where} is {_short(values)}: {_EXPECTED}. Correct the line, or take it out.")
+        raise RouteError(f"{where} is {shown(values)}: {_EXPECTED}. Correct the line, or take it out.")
     name, route, model = values["id"], values["route"], values.get("model", "")
     for field, value in (("id", name), ("route", route), ("model", model)):
         if not isinstance(value, str):
-            raise RouteError(f"{where}: {field} is {_short(value)}, not a text: {_EXPECTED}. Correct the line.")
+            raise RouteError(f"{where}: {field} is {shown(value)}, not a text: {_EXPECTED}. Correct the line.")
     if not route or set(route) - {"0", "1"}:
-        raise RouteError(f"{where}: route is {_short(route)}: {_EXPECTED}. Correct the line.")
+        raise RouteError(f"{where}: route is {shown(route)}: {_EXPECTED}. Correct the line.")
     return RouteLine(name, tuple(from_bits(route)), model)
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

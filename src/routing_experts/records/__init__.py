@@ -13,7 +13,7 @@ from routing_experts.records.mixture import (
     RecordFault,
     SourceCheck,
     StratumCount,
-    sha256_of,
+    digest_of,
 )
 from routing_experts.records.results import (
     BUDGET_NAME,
@@ -105,6 +105,7 @@ __all__ = [
     "TrainingLog",
     "as_bits",
     "as_marks",
+    "digest_of",
     "environment",
     "from_bits",
     "from_marks",
@@ -113,6 +114,5 @@ __all__ = [
     "read_log",
     "save_json",
     "seconds_left",
-    "sha256_of",
     "write_text",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from routing_experts.errors import ReportError
+from routing_experts.errors import ReportError, shown
 
 T = TypeVar("T")
 
@@ -148,10 +148,8 @@ def _expect(value: Any, kind: type | tuple[type, ...], name: str, where: str) ->
 
 def misfit(where: str, value: Any, expected: str) -> ReportError:
     """The error for a value that is not what its field takes."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return ReportError(
-        f"{where or 'the whole file'} is {shown}: expected {expected}. Correct it, or evaluate the run again."
+        f"{where or 'the whole file'} is {shown(value)}: expected {expected}. Correct it, or evaluate the run again."
     )
 
 

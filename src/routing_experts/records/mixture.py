@@ -1,6 +1,7 @@
 """Instruction sets: what one was found to hold, and the manifest of one that was drawn or joined."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +146,10 @@ class Manifest(RecordFile):
     strata: list[StratumCount]
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of files of any size: of one, its bytes'; of several, of their digests one behind the other."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -27,9 +27,11 @@ def check_grids(record: MixtureCheck) -> list[Grid]:
         totals = (f"{sum(getattr(one, name) for one in record.sources):,}" for name in counts)
         rows.append(("all", *totals))
     rate = f", {record.bytes / 1e6 / record.seconds:.0f} MB/s" if record.bytes and record.seconds else ""
-    note = f"{record.bytes / 1e6:,.1f} MB in {record.seconds:,.1f} s{rate}."
+    note = f"{record.bytes / 1e6:,.1f} MB in {record.seconds:,.1f} s{rate}{_rates(record)}."
     if not record.verified:
-        note += " Pictures by their first bytes; --verify-images decodes them whole."
+        note += (
+            " Pictures by their first bytes; --verify-images decodes them whole, and finds those that are too large."
+        )
     if misnamed := sum(one.misnamed for one in record.sources):
         note += f" Misnamed: {misnamed:,} in another format than their suffix says; they are read all the same."
     if record.repeated_ids:
@@ -37,6 +39,21 @@ def check_grids(record: MixtureCheck) -> list[Grid]:
     titles = ("source", *counts)
     sources = Grid(record.name, titles, tuple(rows), highlighted=len(rows) - 1 if len(rows) > 1 else None, note=note)
     return [sources, _lengths(record)] if any(one.lengths for one in record.sources) else [sources]
+
+
+def _rates(record: MixtureCheck) -> str:
+    records, pictures = (sum(getattr(one, name) for one in record.sources) for name in ("records", "pictures"))
+    seconds = max(record.seconds, 1e-9)
+    return f", {records / seconds:,.0f} records and {pictures / seconds:,.0f} pictures a second"
+
+
+def _sound(record: MixtureCheck) -> str:
+    """What a check without faults says, as far as it looked."""
+    if not sum(one.pictures for one in record.sources):
+        return "All of it can be trained on."
+    if record.verified:
+        return "All of it can be trained on: every picture was decoded."
+    return "Nothing is wrong with it as far as files' beginnings tell; --verify-images decodes the pictures."
 
 
 def _lengths(record: MixtureCheck) -> Grid:
@@ -75,7 +92,7 @@ def print_check(record: MixtureCheck, console: Console) -> None:
     if record.cut is not None:
         console.print(Text(f"Not read to its end: {record.cut}", style="bold red"))
     if record.is_sound:
-        console.print(Text("All of it can be trained on.", style="bold green"))
+        console.print(Text(_sound(record), style="bold green"))
 
 
 def print_manifest(record: Manifest, console: Console) -> None:

@@ -13,10 +13,13 @@ from routing_experts.data.encode import Encoder
 from routing_experts.data.faults import UNUSABLE, Fault
 from routing_experts.data.readers.sources import Records, load_records
 from routing_experts.data.token_cache import TokenCache, Tokenise, build, cache_name
+from routing_experts.data.token_settings import TokenSettings
 from routing_experts.errors import TrainingError
-from routing_experts.training.faults import FaultLog
+from routing_experts.training.faults import FaultLog, Faults, Refusal
 from routing_experts.training.processes import num_processes, on_main
 from routing_experts.training.recipe import DataSettings, Recipe
+
+MOST_WORKERS = 8  # that write a cache unless the recipe says how many: each holds a tokenizer and its libraries
 
 
 def build_datasets(
@@ -47,15 +50,16 @@ def build_datasets(
             "not one step would be full. Lower training.batch_size, or give more records."
         )
     size_trained = num_trained - num_trained % a_step
-    trained = EncodedDataset(records, size_trained, encoder, settings.keep_encoded, leaves_out)
+    stands_in = leaves_out or settings.workers > 0  # see ``Refusal``
+    trained = EncodedDataset(records, size_trained, encoder, settings.keep_encoded, stands_in)
     if not settings.held_out:
         return trained, None
     behind = EncodedDataset(records, settings.held_out, encoder, settings.keep_encoded, leaves_out, first=num_trained)
     return trained, behind
 
 
-def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: Sequence[Fault]) -> FaultLog | None:
-    """The list of records that are left out; None where a fault ends the run.
+def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: Sequence[Fault]) -> Faults:
+    """The list of records that are left out, or what ends the run at the first.
 
     Args:
         recipe: of the run.
@@ -67,7 +71,7 @@ def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: 
         TrainingError: if they are too many already.
     """
     if recipe.data.on_fault != "skip":
-        return None
+        return Refusal()
 
     def is_mended(number: int) -> bool:
         try:
@@ -95,10 +99,10 @@ def use_token_cache(recipe: Recipe, trained: EncodedDataset, console: Console) -
     def write() -> None:
         if TokenCache.is_complete(folder):
             return
-        tokenise = Tokenise(recipe.model, encoder.prompt_format, encoder.max_length, settings.pad_to_square)
-        count = _count(settings, trained.records)
+        made = TokenSettings(recipe.model, encoder.prompt_format, encoder.max_length, settings.pad_to_square)
+        count, workers = _count(settings, trained.records), settings.workers or min(os.cpu_count() or 1, MOST_WORKERS)
         with console.status(f"tokens of {count:,} records …"):
-            build(folder, trained.records, count, tokenise, settings.workers or os.cpu_count() or 1)
+            build(folder, trained.records, count, Tokenise(made), workers)
 
     on_main(write)
     trained.tokens = TokenCache(folder, encoder)

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from routing_experts.data.collate import FAULTS
 from routing_experts.data.faults import Fault
-from routing_experts.errors import TrainingError
+from routing_experts.errors import RecordError, TrainingError
 from routing_experts.records import write_text
 from routing_experts.training.processes import on_main
 
@@ -82,6 +82,24 @@ class FaultLog:
                 f"{self.max_share:g} of them, such as {next(iter(self._known.values()))} {self.path} lists each. Mend "
                 "them, or raise the share if so many may be left out."
             )
+
+
+class Refusal:
+    """The first faulty record that a worker met ends the run, in the record's own words.
+
+    An error that a worker raises would arrive wrapped in its traceback.
+    """
+
+    def take(self, batch: MutableMapping[str, Any]) -> None:
+        """Takes a batch's faults out of it; raises ``RecordError`` for the first."""
+        for fault in batch.pop(FAULTS, ()):
+            raise RecordError(fault.problem)
+
+    def close_step(self, accelerator: Any) -> None:
+        """Nothing is left to share."""
+
+
+Faults = FaultLog | Refusal
 
 
 def _listed(path: Path) -> dict[int, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from routing_experts.errors import TrainingError
+from routing_experts.errors import TrainingError, shown
 from routing_experts.records import GALLERY_NAME, LOG_NAME, RESULTS_NAME, save_json
 
 MARKER = "complete.json"
@@ -29,6 +29,7 @@ HARMLESS = (
     "output",
     *("training.save_steps", "training.save_total_limit", "training.logging_steps", "training.report_to"),
     *("training.eval_steps", "data.keep_encoded", "data.workers", "data.token_cache"),
+    "data.max_faulty",
     *("training.gradient_checkpointing", "training.sharding", *DIVIDED),
 )
 
@@ -296,14 +297,9 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, str
             if name in old or (new[name] and AS_BEFORE.get(prefix + name) != new[name]):
                 yield from _differences(old.get(name), new.get(name), prefix + name)
     elif old != new:
-        yield where, f"{_short(old)} there, {_short(new)} asked for"
+        yield where, f"{shown(old)} there, {shown(new)} asked for"
 
 
 def _those_of(known: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """What was noted, and of what was not, what is said now: new facts are no differences."""
     return {name: known.get(name, value) for name, value in facts.items()}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -30,6 +30,7 @@ NAMED_STAGES = {
 }
 QUANTIZATIONS = ("8bit", "4bit")
 ON_FAULT = ("error", "skip")
+MAX_FAULTY = 0.01
 REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
@@ -54,7 +55,7 @@ class DataSettings:
         token_cache: a folder for tokens of the set, which runs over the same set share; None to tokenise on the way.
         workers: processes that read and encode ahead of training; 0 for none.
         on_fault: what a record that cannot be used does: ``error`` ends the run, ``skip`` leaves it out, lists it in
-            ``faults.jsonl``, and the next record that can be used stands in for it.
+            ``faults.jsonl``, and another, drawn by its number, stands in for it.
         max_faulty: with ``skip``, the share of records that may be left out.
     """
 
@@ -72,7 +73,7 @@ class DataSettings:
     token_cache: str | None = None
     workers: int = 0
     on_fault: str = "error"
-    max_faulty: float = 0.01
+    max_faulty: float = MAX_FAULTY
 
     def __post_init__(self) -> None:
         if self.prompt_format not in FORMATS:
@@ -85,6 +86,11 @@ class DataSettings:
             raise ConfigError(f"data.on_fault={self.on_fault!r}: it must be one of {', '.join(ON_FAULT)}.")
         if not 0 <= self.max_faulty < 1:
             raise ConfigError(f"data.max_faulty={self.max_faulty}: a share of the records lies from 0 to below 1.")
+        if self.on_fault == "error" and self.max_faulty != MAX_FAULTY:
+            raise ConfigError(
+                f"data.max_faulty={self.max_faulty} with data.on_fault=error: the first faulty record ends the run, so "
+                "no share may be left out. Set on_fault to skip, or leave max_faulty out."
+            )
         if self.workers < 0:
             raise ConfigError(f"data.workers={self.workers}: it must not be negative. Give 0 for none.")
         if self.workers and self.keep_encoded:

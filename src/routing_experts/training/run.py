@@ -5,7 +5,6 @@ lists all parameters from the start, so its state carries over a boundary: a bou
 nothing.
 """
 
-import hashlib
 import os
 import time
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from routing_experts.data.collate import Collator
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.faults import Fault
-from routing_experts.data.readers.sources import METADATA
+from routing_experts.data.readers.sources import files_of
 from routing_experts.data.square import padding_to_square
 from routing_experts.errors import (
     CheckpointError,
@@ -33,11 +32,11 @@ from routing_experts.errors import (
 )
 from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline, load_processor
-from routing_experts.records import TrainingLog, read_log
+from routing_experts.records import TrainingLog, digest_of, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.checks import check_engine
 from routing_experts.training.datasets import build_datasets, open_fault_log, use_token_cache
-from routing_experts.training.faults import FaultLog
+from routing_experts.training.faults import Faults
 from routing_experts.training.folder import CONTENTS, RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import target_names
 from routing_experts.training.making import is_trained_beside, load_weights, made_of, make_model, merged, save_whole
@@ -168,11 +167,8 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
     data = recipe.data
     facts: dict[str, Any] = {"records_a_step": recipe.training.dialogues_on(num_processes())}
-    path = Path(data.source)
-    path = path / METADATA if (path / METADATA).is_file() else path
-    if data.source != DIGITS and path.is_file():
-        with path.open("rb") as file:
-            facts[CONTENTS] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if data.source != DIGITS and (files := files_of(data.source)):
+        facts[CONTENTS] = digest_of(files)[:16]
     return facts
 
 
@@ -202,7 +198,7 @@ def _train_stage(
     model: Any,
     processor: Any,
     datasets: tuple[EncodedDataset, EncodedDataset | None],
-    fault_log: FaultLog | None,
+    fault_log: Faults,
     callbacks: list[Any],
     last: Path | None,
 ) -> tuple[RoETrainer | None, Path | None]:

@@ -30,7 +30,7 @@ from routing_experts.nn.losses import (
     sparsity_pressure,
 )
 from routing_experts.training.batches import model_inputs, rates_by_layer, skip_weights
-from routing_experts.training.faults import FaultLog
+from routing_experts.training.faults import Faults
 from routing_experts.training.folder import keep_newest, mark_complete, step_of, unwritten
 from routing_experts.training.health import StepLosses, check_numbers
 from routing_experts.training.lora import base_of, without_dropout
@@ -55,7 +55,7 @@ class RoETrainer(Trainer):
     Args:
         recipe: of the whole run.
         stage: the stage that these steps belong to.
-        fault_log: of the run's records, where faulty ones are left out.
+        fault_log: takes the run's faulty records.
         **kwargs: the Trainer's own.
 
     Attributes:
@@ -63,7 +63,7 @@ class RoETrainer(Trainer):
         mean_skip_rate: of the routed layers, averaged over the last steps of all processes; None before the first.
     """
 
-    def __init__(self, *, recipe: Recipe, stage: Stage, fault_log: FaultLog | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, stage: Stage, fault_log: Faults | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.recipe, self.stage, self.fault_log = recipe, stage, fault_log
         self.compute_metrics = self._held_out

@@ -1,18 +1,23 @@
 """Guards `data check`: every kind of fault is found, counted by source and named, and nothing else is."""
 
 import json
+import random
+import re
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from routing_experts.data.mixture.check import check_mixture
 from routing_experts.data.mixture.files import format_of, look_at
-from routing_experts.data.mixture.lengths import TokenCounter
 from routing_experts.data.mixture.looking import Look
 from routing_experts.data.readers.sources import open_source
+from routing_experts.data.token_settings import TokenSettings
 from routing_experts.records import MixtureCheck
+from routing_experts.reports import print_check
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A kite."}]
 TEXT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}] * 2
@@ -62,9 +67,11 @@ def checked(folder: Path, records: list | str, look: Look | None = None, name: s
     return check_mixture(open_source(path), look or Look(), workers=1)
 
 
-def test_a_sound_set_is_counted_by_source(folder):
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_sound_set_is_counted_by_source(folder, verify):
     names = [f"ocr/{name}" for name in FINE]
-    found = checked(folder, [record(n, name) for n, name in enumerate([*names, "coco/good.jpg"])] + [record(9)])
+    pictured = [record(n, name) for n, name in enumerate([*names, "coco/good.jpg"])]
+    found = checked(folder, [*pictured, record(9)], Look(verify))
     assert found.is_sound
     assert [(one.source, one.records, one.turns, one.pictures) for one in found.sources] == [
         ("ocr", 7, 7, 7),
@@ -125,23 +132,53 @@ def test_a_set_that_is_cut_short_is_told_with_its_byte_and_record(folder):
     whole = json.dumps([record(n, "coco/gone.jpg") for n in range(3)])
     found = checked(folder, whole[:-20], name="cut.json")
     assert found.cut is not None
-    assert f"record 2: not JSON at byte {len(whole) - 20}" in found.cut or "record 2: not JSON at byte" in found.cut
+    said = re.search(r"record 2: not JSON at byte (\d+) of (\d+)", found.cut)
+    assert said is not None
+    assert int(said[2]) == len(whole) - 20
+    start = len(json.dumps([record(n, "coco/gone.jpg") for n in range(2)])) + 1  # a bracket is a comma now, and a space
+    assert start <= int(said[1]) <= len(whole) - 20
     assert not found.is_sound
     assert found.sources[0].missing == 2  # what came before was looked at
 
 
 def test_names_that_are_no_utf_8_and_repeated_ids(folder):
-    """Half of a pair of surrogates is a fault and no crash; ids that come again are counted."""
+    """Half of a pair of surrogates is a fault and no crash, in folders too; ids that come again are counted."""
     records = [record(0, "coco/\udcff.jpg"), record(5, "coco/good.jpg"), record(5, "coco/good.jpg")]
-    found = checked(folder, records)
-    assert [(one.source, one.records, one.faulty) for one in found.sources] == [("coco", 3, 1)]
+    found = checked(folder, [*records, record(6, "c\ud800/a.jpg")])
+    assert [(one.source, one.records, one.faulty) for one in found.sources] == [("coco", 3, 1), (r"c\ud800", 1, 1)]
     assert found.repeated_ids == 1
+    print_check(found, Console(file=TextIOWrapper(BytesIO(), encoding="utf-8")))
+
+
+def test_a_faulty_record_s_pictures_are_looked_at_all_the_same(folder):
+    """Guards against mending one thing after the other: all that is wrong is told of at once."""
+    empty = [TALK[0], {"from": "gpt", "value": ""}]
+    found = checked(folder, [record(0, "coco/gone.jpg", empty)])
+    assert [(one.faulty, one.missing) for one in found.sources] == [(1, 1)]
+    assert {fault.kind for fault in found.faults} == {"record", "missing"}
+
+
+def test_long_values_are_shortened_in_messages(folder):
+    """A picture written out in the field of its path is a megabyte; the list of faults is for people."""
+    data = "data:image/png;base64," + "A" * 1_000_000
+    parts = [{"type": "image_url", "image_url": {"url": data}}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A kite."}]
+    found = checked(folder, [record(0, data), record(1, [data, data]), {"id": data}, {"messages": talk}])
+    assert len(found.faults) >= 4
+    assert max(len(fault.problem) for fault in found.faults) < 1500
+
+
+def test_so_many_of_the_first_records(folder):
+    path = folder / "set.json"
+    path.write_text(json.dumps([record(n) for n in range(5)]))
+    found = check_mixture(open_source(path), Look(), workers=1, limit=3)
+    assert sum(one.records for one in found.sources) == 3
 
 
 def test_lengths_are_held_against_the_limit(folder):
     """A dialogue of a hundred thousand words is counted, not run through a model."""
     long = [TALK[0], {"from": "gpt", "value": "word " * 100_000}]
-    look = Look(count_tokens=TokenCounter("pocket"), max_length=100)
+    look = Look(count_tokens=TokenSettings("pocket").count_tokens, max_length=100)
     found = checked(folder, [record(0, "coco/good.jpg"), record(1, "coco/good.jpg", long), record(2)], look)
     coco, text = found.sources
     assert coco.lengths is not None
@@ -153,12 +190,38 @@ def test_lengths_are_held_against_the_limit(folder):
 
 
 def test_decompression_bombs_are_not_decoded(tmp_path, monkeypatch):
-    """30,000 × 30,000 pixels in a small file: a fault, whether or not pictures are decoded whole."""
+    """30,000 × 30,000 pixels in a small file: a fault where pictures are decoded, and not said to be none otherwise."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
     monkeypatch.undo()
     kind, problem = look_at(str(tmp_path / "bomb.png"), verify=True) or ("", "")
     assert (kind, "too large" in problem) == ("unreadable", True)
+    found = checked(tmp_path, [record(0, "bomb.png")])
+    console = Console(file=StringIO(), width=200)
+    print_check(found, console)
+    assert "--verify-images decodes them whole, and finds those that are too large" in console.file.getvalue()
+    assert "All of it can be trained on" not in console.file.getvalue()
+
+
+def test_whatever_a_file_holds_is_sound_or_a_fault(tmp_path):
+    """Every format that Pillow writes, damaged at random: nothing but a finding comes of it."""
+    Image.init()
+    draw, tried = random.Random(0), 0
+    for name in sorted(set(Image.SAVE) & set(Image.OPEN)):
+        file = BytesIO()
+        try:
+            picture(16).save(file, name)
+        except (OSError, KeyError, ValueError):  # not of colours, or made by another program
+            continue
+        for _ in range(25):
+            content = bytearray(file.getvalue())
+            for _ in range(draw.choice((1, 2, 8))):
+                content[draw.randrange(min(len(content), 400))] = draw.randrange(256)
+            for verify in (False, True):
+                found = look_at(bytes(content), verify)
+                assert found is None or found[0] in ("unreadable", "misnamed")
+            tried += 1
+    assert tried > 300
 
 
 @pytest.mark.parametrize("content", [b"o", b"ok", b"BM", b"\xff\xd8", b"\x00" * 15])

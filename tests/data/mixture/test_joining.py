@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing_experts.data.mixture.joining import Part, join
-from routing_experts.data.mixture.strata import Drawing, shares, stratum_of
+from routing_experts.data.mixture.strata import Drawing, Strata, shares
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.json_items import JsonItems
 from routing_experts.errors import ConfigError, RecordError
@@ -46,7 +46,7 @@ def test_a_drawing_meets_its_counts_in_any_order(counts: Counter, share: float, 
     records = list(counts.elements())
     draw.shuffle(records)
     drawing = Drawing(counts, wanted, seed=str(draw.random()))
-    kept = [stratum for n, stratum in enumerate(records) if drawing(Item(n, item_of(n, *stratum)))]
+    kept = [stratum for n, stratum in enumerate(records) if drawing(Item(n, item_of(n, *stratum)), stratum)]
     assert Counter(kept) == Counter({stratum: count for stratum, count in wanted.items() if count})
 
 
@@ -56,7 +56,7 @@ def test_every_record_is_as_likely_as_any_other() -> None:
     times = Counter()
     for seed in range(2000):
         drawing = Drawing(counts, shares(counts, 0.3, "0"), seed=str(seed))
-        times.update(n for n in range(10) if drawing(Item(n, item_of(n))))
+        times.update(n for n in range(10) if drawing(Item(n, item_of(n)), ("coco", 1)))
     assert all(abs(times[n] - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5 for n in range(10))
 
 
@@ -90,13 +90,47 @@ def test_weights_repeat_whole_and_draw_the_rest(tmp_path) -> None:
     manifest = join([Part(first, 2.5), Part(second, 1.0, "more/pictures")], tmp_path / "mix.jsonl", seed=1)
     records = [item.value for item in JsonItems(tmp_path / "mix.jsonl")]
     assert len(records) == manifest.records == 26
-    assert [record["id"] for record in records[:20]] == [f"r{n}" for n in range(10)] + [f"r{n}#2" for n in range(10)]
-    assert all(record["id"].endswith("#3") for record in records[20:25])
-    assert records[25] == {"conversations": [], "file_names": ["more/pictures/a.png", "more/pictures/b.png"]}
+    names = [record["id"] for record in records if "id" in record]
+    drawn = {name for name in names if name.endswith("#3")}
+    assert len(drawn) == 5
+    by_number = [name for n in range(10) for name in (f"r{n}", f"r{n}#2", f"r{n}#3")]
+    assert names == [name for name in by_number if not name.endswith("#3") or name in drawn]  # copies are neighbours
+    assert {"conversations": [], "file_names": ["more/pictures/a.png", "more/pictures/b.png"]} in records
     assert [part.records for part in manifest.parts] == [25, 1]
 
 
-@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
+def test_parts_are_mingled(tmp_path) -> None:
+    """Guards held-out records, which are a set's last: of all parts, and none of them a copy of one that trains."""
+    large = write(tmp_path / "large.json", [item_of(n) for n in range(60)])
+    small = write(tmp_path / "small.json", [item_of(n, "gqa") | {"id": f"s{n}"} for n in range(20)])
+    join([Part(large), Part(small, 3)], tmp_path / "mix.json")
+    names = [record["id"].partition("#")[0] for record in json.loads((tmp_path / "mix.json").read_text())]
+    for start in range(0, 120, 24):
+        assert abs(sum(name.startswith("r") for name in names[start : start + 24]) - 12) <= 2
+    held_out = set(names[96:])
+    assert len(held_out) > 12
+    assert len(held_out & set(names[:96])) <= 1  # the one at the border
+
+
+def test_ids_that_are_none_and_paths_in_objects(tmp_path) -> None:
+    """As the reader takes them: an id that is null is the record's number, and a path may stand in an object."""
+    talk = item_of(0)["conversations"]
+    source = write(tmp_path / "all.json", [{"id": None, "image": {"path": "a.png"}, "conversations": talk}])
+    join([Part(source, 2, "pictures")], tmp_path / "mix.json")
+    first, second = json.loads((tmp_path / "mix.json").read_text())
+    assert (first["id"], second["id"]) == (None, "0#2")
+    assert first["image"] == second["image"] == {"path": "pictures/a.png"}
+
+
+def test_a_folder_a_picture_is_no_source_a_picture(tmp_path) -> None:
+    """Guards memory: of millions of folders two hundred are named."""
+    source = write(tmp_path / "all.json", [item_of(n, f"frames/{n}") for n in range(500)])
+    manifest = join([Part(source, 0.5)], tmp_path / "half.json")
+    assert len({one.source for one in manifest.strata}) == 201
+    assert manifest.records == 250
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, 101, float("nan"), float("inf")])
 def test_weights_that_are_none_are_refused(tmp_path, weight) -> None:
     with pytest.raises(ConfigError, match="a number above 0"):
         Part(JsonItems(tmp_path / "all.json"), weight)
@@ -126,4 +160,4 @@ def test_nothing_is_written_over_or_left_half_written(tmp_path) -> None:
     ],
 )
 def test_strata(value, stratum) -> None:
-    assert stratum_of(value) == stratum
+    assert Strata()(value) == stratum

@@ -1,5 +1,6 @@
 """Guards tables: parquet files and sets of the hub give the same records, pictures and errors as files do."""
 
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from routing_experts.data.mixture.check import check_mixture
 from routing_experts.data.mixture.looking import Look
 from routing_experts.data.readers.sources import load_records, open_source
 from routing_experts.data.records import Turn
-from routing_experts.errors import RecordError
+from routing_experts.errors import ConfigError, MissingExtraError, RecordError
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
@@ -37,6 +38,17 @@ def table(rows: list[dict], several: bool = True):
     return datasets.Dataset.from_list(
         rows, features=datasets.Features({"messages": datasets.List(message), name: kind})
     )
+
+
+def stream_of(whole, passed: list):
+    """A stream of a table's rows that notes what was asked of it."""
+
+    def rows():
+        for row in whole:
+            passed.append(row)
+            yield row
+
+    return datasets.IterableDataset.from_generator(rows, features=whole.features)
 
 
 ROWS = [{"messages": TALK, "images": [RED]}, {"messages": TEXT, "images": []}]
@@ -85,10 +97,12 @@ def test_faulty_rows_are_named_when_they_are_used_and_counted_by_check(tmp_path)
         records[1]
     with pytest.raises(RecordError, match="picture given in memory cannot be read"):
         load_image(records[2].images[0], records[2].id)
-    for verify, faulty in ((False, 2), (True, 3)):
+    for verify, unreadable in ((False, 1), (True, 2)):
         found = check_mixture(open_source(tmp_path / "set.parquet"), Look(verify), workers=1)
-        assert sum(one.faulty for one in found.sources) == faulty
-        assert sum(one.records for one in found.sources) == 4
+        (source,) = found.sources
+        assert (source.records, source.faulty, source.unreadable) == (4, 1, unreadable)
+        told = {fault.record: fault.problem for fault in found.faults}
+        assert told[2].startswith(f"{tmp_path / 'set.parquet'}: record 2: its picture 1 ")
 
 
 def test_other_columns_are_not_read(tmp_path):
@@ -106,20 +120,25 @@ def test_a_set_of_the_hub_is_streamed_as_far_as_it_is_asked_for(monkeypatch, tmp
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     asked, passed = [], []
 
+    revision = "a"
+
+    class Builder:
+        hash = revision
+
+        def __init__(self, name, subset):
+            self.asked, self.hash = (name, subset), revision
+
+        def as_streaming_dataset(self, split):
+            asked.append((*self.asked, split, True))
+            return stream_of(table([*ROWS, ROWS[0], ROWS[0]]), passed)
+
     def load(name, subset=None, split=None, streaming=False):
         asked.append((name, subset, split, streaming))
         whole = table([*ROWS, ROWS[0], ROWS[0]])
-        if not streaming:
-            return whole
-
-        def rows():
-            for row in whole:
-                passed.append(row)
-                yield row
-
-        return datasets.IterableDataset.from_generator(rows, features=whole.features)
+        return stream_of(whole, passed) if streaming else whole
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", Builder)
     first, second = load_records("owner/talks", limit=2, subset="small", split="validation")
     assert load_image(first.images[0], "r").size == (6, 4)
     assert second.turns == (Turn("Hi", "Ho"),)
@@ -127,6 +146,44 @@ def test_a_set_of_the_hub_is_streamed_as_far_as_it_is_asked_for(monkeypatch, tmp
     assert len(passed) <= 3
     assert len(load_records("owner/talks")) == 4
     assert asked[1] == ("owner/talks", None, "train", False)
+    known = open_source("owner/talks", limit=2).items.digest()
+    assert open_source("owner/talks", limit=2).items.digest() == known
+    revision = "b"  # the set was mended on the hub: what was fetched of the old one is not it
+    assert open_source("owner/talks", limit=2).items.digest() != known
+    found = check_mixture(open_source("owner/talks", once=True), Look(True), workers=1, limit=3)
+    assert asked[-1] == ("owner/talks", None, "train", True)
+    assert (sum(one.records for one in found.sources), found.is_sound) == (3, True)
+
+
+def test_streams_that_break_or_do_not_tell_their_columns(monkeypatch):
+    """What the hub does on the way is said by the set's name; a check keeps what came before."""
+
+    def broken():
+        yield ROWS[1]
+        raise datasets.exceptions.DatasetGenerationError("the connection was lost")
+
+    streams = iter([datasets.IterableDataset.from_generator(broken)] * 2)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: next(streams))
+    found = check_mixture(open_source("owner/talks", once=True), Look(), workers=1)
+    assert sum(one.records for one in found.sources) == 1
+    assert found.cut is not None
+    assert found.cut.startswith("owner/talks: the table cannot be loaded (the connection was lost)")
+    with pytest.raises(RecordError, match="owner/talks: the table cannot be loaded"):
+        list(open_source("owner/talks", once=True).items)
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for limit in (None, 2):
+        with pytest.raises(MissingExtraError, match=r"routing-experts\[data\]"):
+            open_source("owner/talks", limit=limit)
+
+
+def test_a_hub_s_settings_are_refused_of_files(parquet):
+    with pytest.raises(ConfigError, match="these are of sets on the hub"):
+        open_source(parquet, split="validation")
+    with pytest.raises(ConfigError, match="these are of sets on the hub"):
+        open_source(parquet / "part-0.parquet", subset="small")
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path, monkeypatch):

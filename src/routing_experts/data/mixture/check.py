@@ -9,35 +9,46 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from routing_experts.data.images import load_image
-from routing_experts.data.mixture.files import HEAD, MISNAMED, MISSING, UNREADABLE, format_of
+from routing_experts.data.mixture.files import MISNAMED, MISSING, UNREADABLE
 from routing_experts.data.mixture.looking import LONG, Look, Seen, Shown
-from routing_experts.data.mixture.naming import source_of
+from routing_experts.data.mixture.naming import Sources
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.layouts import read_record
-from routing_experts.data.readers.pictures import checked_name, path_named, picture
+from routing_experts.data.readers.pictures import checked_name, held, path_named
 from routing_experts.data.readers.sources import Source
 from routing_experts.data.records import Picture
 from routing_experts.errors import RecordError
 from routing_experts.records import Lengths, MixtureCheck, RecordFault, SourceCheck, environment
 
-BLOCK = 500  # records that a process looks at in one go
 KEPT = 100  # faults of each kind that the record tells in words; all of them are counted
 RECORD = "record"
 
 
+@dataclass(frozen=True)
+class Told:
+    """Who is told of a check while it runs.
+
+    Attributes:
+        read: of a record, with its bytes.
+        looked: of so many pictures, once they were looked at.
+        fault: of each fault.
+    """
+
+    read: Callable[[int], object] = lambda count: None
+    looked: Callable[[int], object] = lambda count: None
+    fault: Callable[[RecordFault], object] = lambda fault: None
+
+
 def check_mixture(
-    source: Source,
-    look: Look,
-    workers: int = 2,
-    advance: Callable[[Item], object] = lambda item: None,
-    on_fault: Callable[[RecordFault], object] = lambda fault: None,
+    source: Source, look: Look, workers: int = 2, limit: int | None = None, told: Told | None = None
 ) -> MixtureCheck:
     """Reads a set to its end, or to where it cannot be read on; faults are counted, not raised.
 
@@ -45,13 +56,16 @@ def check_mixture(
         source: the set; see ``open_source``.
         look: what is done beside reading.
         workers: processes that do it.
-        advance: told of each record that was read.
-        on_fault: told of each fault.
+        limit: of so many of the first records; None for all.
+        told: of what is read and found on the way.
+
+    Raises:
+        WorkerError: if one of them has ended.
     """
     started = time.monotonic()
     with processes(workers) as pool:
-        check = _Check(source, look, pool, AHEAD * workers, on_fault)
-        cut = check.read(advance)
+        check = _Check(source, look, pool, AHEAD * workers, told or Told())
+        cut = check.read(limit)
     return MixtureCheck(
         name=source.items.name,
         bytes=check.bytes,
@@ -101,21 +115,19 @@ class _Check:
     """One reading of a set.
 
     Args:
-        source, look, on_fault: see ``check_mixture``.
+        source, look, told: see ``check_mixture``.
         pool: of processes.
         limit: blocks that may be on their way to them.
     """
 
-    def __init__(
-        self, source: Source, look: Look, pool: ProcessPoolExecutor, limit: int, on_fault: Callable[[RecordFault], Any]
-    ) -> None:
-        self.source, self.look, self.on_fault = source, look, on_fault
+    def __init__(self, source: Source, look: Look, pool: ProcessPoolExecutor, limit: int, told: Told) -> None:
+        self.source, self.look, self.told = source, look, told
         self.faults: list[RecordFault] = []
         self.bytes, self._ids = 0, array("q")
         self._tallies: dict[str, _Tally] = {}
         self._kept: Counter[str] = Counter()
-        self._block: list[Shown] = []
-        self._shared: Shared[list[Shown], list[Seen]] = Shared(pool, look, self._seen, limit)
+        self._name = Sources()
+        self._shared: Shared[Shown, Seen] = Shared(pool, look, self._seen, limit)
 
     @property
     def sources(self) -> list[SourceCheck]:
@@ -128,62 +140,52 @@ class _Check:
         """Records whose id an earlier one had."""
         return len(self._ids) - len(np.unique(np.frombuffer(self._ids, dtype=np.int64)))
 
-    def read(self, advance: Callable[[Item], object]) -> str | None:
-        """Reads all records; says what ended it early."""
+    def read(self, limit: int | None) -> str | None:
+        """Reads all records, or so many of the first; says what ended it early."""
         cut = None
         try:
-            for item in self.source.items:
+            for item in islice(self.source.items, limit):
                 self._record(item)
+                self.told.read(item.end - self.bytes)
                 self.bytes = item.end
-                advance(item)
         except RecordError as error:
             cut = str(error)
-        self._shared.give(self._block)
         self._shared.finish()
         return cut
 
     def _record(self, item: Item) -> None:
-        """Checks a record; its picture files are left to others."""
+        """Checks a record; its picture files are left to others, even if something else is wrong with it."""
         names: list[str | None] = []
+        pictures: list[str | bytes] = []
 
-        def note(value: Any, where: str, root: Path) -> Picture:
-            name = path_named(value)
-            names.append(name)
-            if name is not None:
-                return root / checked_name(name, where, root)
-            held = picture(value, where, root)
-            if isinstance(held, bytes) and format_of(held[:HEAD]) is None:
-                raise RecordError(
-                    f"{where}: {len(held):,} bytes in no format that Pillow knows, beginning {held[:8]!r}. Replace "
-                    "them, or leave the record out."
-                )
-            if self.look.verify:
-                load_image(held, str(item.index))
-            return held
+        def find(value: Any, where: str, root: Path) -> Picture:
+            names.append(path_named(value))
+            found = root / checked_name(names[-1], where, root) if names[-1] is not None else held(value)
+            if not isinstance(found, Image.Image):
+                pictures.append(str(found) if isinstance(found, Path) else found)
+            return found
 
-        problem = None
+        record, problem = None, None
         try:
             where = self.source.items.where(item.index)
-            record = read_record(item.value, where, item.index, self.source.root, note)
+            record = read_record(item.value, where, item.index, self.source.root, find)
         except RecordError as error:
             problem = str(error)
-        origin = source_of(names)
+        origin = self._name(names)
         tally = self._tallies.setdefault(origin, _Tally())
         tally.records += 1
         tally.pictures += len(names)
         if problem is not None:
             self._fault(tally, item.index, RECORD, problem)
-            return
-        tally.turns += len(record.turns)
-        self._ids.append(hash(record.id))
-        paths = tuple(str(path) for path, name in zip(record.images, names, strict=True) if name is not None)
-        if paths or self.look.count_tokens is not None:
-            self._block.append(Shown(item.index, origin, paths, record if self.look.count_tokens else None))
-        if len(self._block) == BLOCK:
-            self._shared.give(self._block)
-            self._block = []
+        if record is not None:
+            tally.turns += len(record.turns)
+            self._ids.append(hash(record.id))
+        counted = record if self.look.count_tokens is not None else None
+        if pictures or counted is not None:
+            self._shared.add(Shown(item.index, origin, tuple(pictures), counted), pictures)
 
     def _seen(self, block: Sequence[Shown], seen: Sequence[Seen]) -> None:
+        self.told.looked(sum(len(shown.pictures) for shown in block))
         for shown, one in zip(block, seen, strict=True):
             tally = self._tallies[shown.source]
             if one.tokens is not None:
@@ -196,7 +198,7 @@ class _Check:
         if kind == MISNAMED:
             return
         fault = RecordFault(number, kind, problem)
-        self.on_fault(fault)
+        self.told.fault(fault)
         if self._kept[kind] < KEPT:
             self._kept[kind] += 1
             self.faults.append(fault)

@@ -4,13 +4,13 @@ import struct
 import warnings
 from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from routing_experts.data.images import UNREADABLE as UNREADABLE_ERRORS
-from routing_experts.data.images import is_text, load_image
+from routing_experts.data.images import PILLOW_ERRORS, is_text, load_image
 from routing_experts.data.readers.pictures import missing
 from routing_experts.errors import RecordError
 
@@ -18,34 +18,37 @@ HEAD = 64  # bytes that tell the format; Pillow itself looks at sixteen
 MISSING, UNREADABLE, MISNAMED = "missing", "unreadable", "misnamed"
 
 
-def look_at(path: str, verify: bool) -> tuple[str, str] | None:
+def look_at(picture: str | bytes, verify: bool) -> tuple[str, str] | None:
     """What is wrong with a file that a picture should be in.
 
     Args:
-        path: of the file.
-        verify: decode it whole; otherwise its first bytes are looked at.
+        picture: the file's path, or what a table holds of it.
+        verify: decode it whole; otherwise its first bytes are looked at, which do not tell how large it is.
 
     Returns:
         One of the three kinds and the problem, as the end of a sentence; None if nothing is wrong.
     """
-    if problem := missing(path):
+    if isinstance(picture, bytes):
+        head, named = picture[:HEAD], None
+    elif problem := missing(picture):
         return MISSING, problem
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError as error:
-        return UNREADABLE, f"cannot be read ({error.strerror})"
+    else:
+        try:
+            with open(picture, "rb") as file:
+                head = file.read(HEAD)
+        except OSError as error:
+            return UNREADABLE, f"cannot be read ({error.strerror})"
+        named = Image.registered_extensions().get(Path(picture).suffix.lower())
     if not head:
         return UNREADABLE, "is empty (0 bytes); its download or copy broke off"
-    named = Image.registered_extensions().get(Path(path).suffix.lower())
     found = format_of(head)
     if found is None and is_text(head):
         return UNREADABLE, f"is a text file, not a picture: it begins {head[:24]!r}, as a saved error page does"
-    if verify and (damage := _damage(path)):
+    if verify and (damage := _damage(picture)):
         return UNREADABLE, damage
     if found is not None and (named is None or _same(found, named)):
         return None
-    found = _opened_format(path)  # several formats may begin alike, and a few tell themselves by more than that
+    found = _opened_format(picture)  # several formats may begin alike, and a few tell themselves by more than that
     if found is None:
         return UNREADABLE, f"is in no format that Pillow knows; it begins {head[:8]!r}"
     if named is not None and not _same(found, named):
@@ -53,23 +56,24 @@ def look_at(path: str, verify: bool) -> tuple[str, str] | None:
     return None
 
 
-def _opened_format(path: str) -> str | None:
+def _opened_format(picture: str | bytes) -> str | None:
     """The format that Pillow finds in a file; None if it finds none."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             return opened.format
-    except (*UNREADABLE_ERRORS, Image.DecompressionBombError):
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
         return None
 
 
-def _damage(path: str) -> str | None:
+def _damage(picture: str | bytes) -> str | None:
     """What keeps a picture from being decoded as training would; None if nothing does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but below what is refused
         try:
-            load_image(Path(path), "")
+            load_image(picture if isinstance(picture, bytes) else Path(picture), "")
         except RecordError as error:
-            return str(error).partition(f"picture {path} ")[2] or str(error)
+            name = "given in memory" if isinstance(picture, bytes) else picture
+            return str(error).partition(f"picture {name} ")[2] or str(error)
     return None
 
 
@@ -94,5 +98,5 @@ def _formats() -> list[tuple[str, Any]]:
 
 
 def _same(found: str, named: str) -> bool:
-    """Whether two names mean one format: JPEGs of several pictures, and JPEG 2000 in a container, begin alike."""
+    """Whether two names mean one format: JPEGs of several pictures, and animated PNGs, are opened by either name."""
     return found == named or {found, named} in ({"JPEG", "MPO"}, {"PNG", "APNG"})

@@ -1,24 +1,26 @@
-"""Sets joined by weight, or a share of one: records are copied as they are written, in their order.
+"""Sets joined by weight, or a share of one: records are copied as they are written, each set's in their order.
 
 The same sets, weights and seed give the same bytes.
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite
+from math import floor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from routing_experts.data.mixture.strata import Drawing, Stratum, authors_rule, counts_of, shares, stratum_of
+from routing_experts.data.mixture.strata import Drawing, Keep, Strata, Stratum, authors_rule, counts_of, shares
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.json_items import JsonItems
-from routing_experts.data.readers.pictures import FIELDS, checked_name
+from routing_experts.data.readers.pictures import FIELDS, checked_name, path_named
 from routing_experts.data.writing import RecordWriter, as_json
-from routing_experts.errors import ConfigError, RecordError
-from routing_experts.records import Manifest, ManifestPart, StratumCount, sha256_of
+from routing_experts.errors import ConfigError, RecordError, shown
+from routing_experts.records import Manifest, ManifestPart, StratumCount, digest_of
 
-Advance = Callable[[Item], object]
+Advance = Callable[[int], object]
+MOST = 100  # times that a set is taken: each is a reading of its own, all at once
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Part:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not (isfinite(self.weight) and self.weight > 0):
+        if self.weight is not None and not 0 < self.weight <= MOST:
             raise ConfigError(
-                f"{self.items.name}: weight {self.weight}: it is a number above 0, such as 0.5 for half of the records "
-                "or 2 for all of them twice. Correct it."
+                f"{self.items.name}: weight {self.weight}: it is a number above 0 and at most {MOST}, such as 0.5 for "
+                "half of the records or 2 for all of them twice. Correct it."
             )
 
     @property
@@ -48,17 +50,24 @@ class Part:
         """How often its file is read."""
         if self.weight is None:
             return 1
-        return floor(self.weight) + 2 * (self.weight % 1 > 0)
+        return floor(self.weight) + 2 * self.draws
+
+    @property
+    def draws(self) -> bool:
+        """Whether a share of its records is drawn, which takes a reading that counts them."""
+        return self.weight is not None and self.weight % 1 > 0
 
 
-def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = lambda item: None) -> Manifest:
-    """Writes the parts, one after the other.
+def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = lambda count: None) -> Manifest:
+    """Writes the parts, mingled: each is as far through its file as the others, and so are a part's copies.
+
+    So the last records, which a run may hold out, are of all parts, and what comes again there does not train.
 
     Args:
         parts: what is joined.
         target: the ``.json`` or ``.jsonl`` file to write.
         seed: of what is drawn.
-        advance: told of each record, each time that it is read.
+        advance: told of the bytes of each record, each time that it is read.
 
     Raises:
         ConfigError: if a part would be written over.
@@ -69,28 +78,26 @@ def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = 
             raise ConfigError(f"{target} is read from: it would be written over. Give another file to write.")
     written: Counter[Stratum] = Counter()
     found: Counter[Stratum] = Counter()
-    told = []
+    taken: Counter[int] = Counter()
     with RecordWriter(target) as writer:
-        for number, part in enumerate(parts):
-            before, counts = writer.count, counts_of(_told(part.items, advance)) if _draws(part) else Counter()
-            for copy, keep in enumerate(_rounds(part, counts, f"{seed}/{number}")):
-                for item, content in part.items.with_bytes():
-                    advance(item)
-                    stratum = stratum_of(item.value)
-                    found[stratum] += copy == 0
-                    if keep(item):
-                        written[stratum] += 1
-                        writer.copy(_renamed(item, content, part, copy))
-            told.append(
-                ManifestPart(
-                    name=part.items.path.name,
-                    sha256=sha256_of(part.items.path),
-                    weight=part.weight,
-                    rule="share" if part.weight is not None else "authors",
-                    prefix=part.prefix,
-                    records=writer.count - before,
-                )
-            )
+        for record in heapq.merge(*_streams(parts, seed, advance), key=lambda record: (record.progress, *record.order)):
+            number, copy = record.order
+            found[record.stratum] += copy == 0
+            if record.is_kept:
+                written[record.stratum] += 1
+                taken[number] += 1
+                writer.copy(_renamed(record.item, record.content, parts[number], copy))
+    told = [
+        ManifestPart(
+            name=part.items.path.name,
+            sha256=digest_of([part.items.path]),
+            weight=part.weight,
+            rule="share" if part.weight is not None else "authors",
+            prefix=part.prefix,
+            records=taken[number],
+        )
+        for number, part in enumerate(parts)
+    ]
     strata = [
         StratumCount(source=source, turns=turns, found=found[source, turns], written=written[source, turns])
         for source, turns in sorted(found)
@@ -98,23 +105,57 @@ def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = 
     return Manifest(name=target.name, sha256=writer.sha256, records=writer.count, seed=seed, parts=told, strata=strata)
 
 
+class _Read(NamedTuple):
+    """A record on its way.
+
+    Attributes:
+        progress: how far its file was read, from 0 to 1.
+        order: the part's number and the copy's, from 0.
+        content: as the file has it.
+    """
+
+    progress: float
+    order: tuple[int, int]
+    item: Item
+    content: bytes
+    stratum: Stratum
+    is_kept: bool
+
+
+def _streams(parts: Sequence[Part], seed: int, advance: Advance) -> list[Iterator[_Read]]:
+    """A stream for each time that a part's records come."""
+    streams = []
+    for number, part in enumerate(parts):
+        counts = counts_of(_told(part.items, advance)) if part.draws else Counter[Stratum]()
+        for copy, keep in enumerate(_rounds(part, counts, f"{seed}/{number}")):
+            streams.append(_stream(part.items, (number, copy), keep, advance))
+    return streams
+
+
+def _stream(items: JsonItems, order: tuple[int, int], keep: Keep, advance: Advance) -> Iterator[_Read]:
+    size, last, strata = 0, 0, Strata()
+    for item, content in items.with_bytes():
+        size = size or items.path.stat().st_size
+        advance(item.end - last)
+        last, stratum = item.end, strata(item.value)
+        yield _Read(item.end / size, order, item, content, stratum, keep(item, stratum))
+
+
 def _told(items: JsonItems, advance: Advance) -> Iterator[Item]:
+    last = 0
     for item in items:
-        advance(item)
+        advance(item.end - last)
+        last = item.end
         yield item
 
 
-def _draws(part: Part) -> bool:
-    return part.weight is not None and part.weight % 1 > 0
-
-
-def _rounds(part: Part, counts: Counter[Stratum], seed: str) -> Iterator[Callable[[Item], bool]]:
+def _rounds(part: Part, counts: Counter[Stratum], seed: str) -> Iterator[Keep]:
     """Which records each reading of a part keeps."""
     if part.weight is None:
         yield authors_rule
         return
     for _ in range(floor(part.weight)):
-        yield lambda item: True
+        yield lambda item, stratum: True
     if share := part.weight % 1:
         yield Drawing(counts, shares(counts, share, seed), seed)
 
@@ -128,7 +169,8 @@ def _renamed(item: Item, content: bytes, part: Part, copy: int) -> bytes:
         raise RecordError(f"{part.items.where(item.index)}: it is no record. See `roe data check`.")
     value = dict(value)
     if copy:
-        value["id"] = f"{value.get('id', item.index)}#{copy + 1}"
+        name = item.index if value.get("id") is None else value["id"]
+        value["id"] = f"{name}#{copy + 1}"
     for field in FIELDS:
         if part.prefix and value.get(field):
             value[field] = _below(value[field], f"{part.items.where(item.index)}, field {field}", part)
@@ -138,6 +180,9 @@ def _renamed(item: Item, content: bytes, part: Part, copy: int) -> bytes:
 def _below(named: Any, where: str, part: Part) -> Any:
     if isinstance(named, list):
         return [_below(one, where, part) for one in named]
-    if not isinstance(named, str):
-        raise RecordError(f"{where}: it is {named!r}, but it holds a path or a list of paths. See `roe data check`.")
-    return f"{part.prefix}/{checked_name(named, where, Path(part.prefix))}"
+    if (name := path_named(named)) is None:
+        raise RecordError(
+            f"{where}: it is {shown(named)}, but it holds a path or a list of paths. See `roe data check`."
+        )
+    below = f"{part.prefix}/{checked_name(name, where, Path(part.prefix))}"
+    return below if isinstance(named, str) else named | {"path": below}

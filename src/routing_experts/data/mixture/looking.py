@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from routing_experts.data.mixture.files import MISNAMED, look_at
 from routing_experts.data.records import Record
-from routing_experts.errors import PromptError, RecordError
+from routing_experts.errors import PromptError, RecordError, shortened
 
 LONG = "long"
 Problem = tuple[str, str]
@@ -19,13 +19,13 @@ class Shown:
     Attributes:
         number: in its set.
         source: of the set, that it belongs to.
-        paths: of its picture files.
+        pictures: paths of its picture files, or what a table holds of them.
         record: all of it, where its tokens are counted.
     """
 
     number: int
     source: str
-    paths: tuple[str, ...]
+    pictures: tuple[str | bytes, ...]
     record: Record | None = None
 
 
@@ -56,8 +56,11 @@ class Look:
         return [self._one(shown) for shown in block]
 
     def _one(self, shown: Shown) -> Seen:
-        looked = ((path, look_at(path, self.verify)) for path in shown.paths)
-        problems = [(found[0], f"{path} {found[1]}") for path, found in looked if found is not None]
+        problems: list[Problem] = []
+        for number, picture in enumerate(shown.pictures, start=1):
+            if (found := look_at(picture, self.verify)) is not None:
+                name = f"its picture {number}" if isinstance(picture, bytes) else shortened(picture)
+                problems.append((found[0], f"{name} {found[1]}"))
         if self.count_tokens is None or shown.record is None or any(kind != MISNAMED for kind, _ in problems):
             return Seen(problems)
         try:

@@ -2,43 +2,51 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from math import floor
 from random import Random
 from typing import Any
 
-from routing_experts.data.mixture.naming import source_of
+from routing_experts.data.mixture.naming import Sources
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES, SYSTEM
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.pictures import FIELDS, path_named
 
 Stratum = tuple[str, int]
-Keep = Callable[[Item], bool]
+Keep = Callable[[Item, Stratum], bool]
 
 
-def stratum_of(value: Any) -> Stratum:
-    """Source and turns of what a file holds; records that are none make a stratum of their own."""
-    if not isinstance(value, dict):
-        return "no record", 0
-    named = next((value[field] for field in FIELDS if value.get(field)), None)
-    values = named if isinstance(named, list) else [named] if named is not None else []
-    for layout in (LLAVA, MESSAGES):
-        if isinstance(messages := value.get(layout.field), list):
-            first = messages[0] if messages and isinstance(messages[0], dict) else {}
-            turns = (len(messages) - (first.get(layout.speaker) == SYSTEM)) // 2
-            break
-    else:
-        turns = 0
-    return source_of([path_named(value) for value in values]), turns
+class Strata:
+    """Source and turns of the records of one set, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._name = Sources()
+
+    def __call__(self, value: Any) -> Stratum:
+        """Of what a file holds; records that are none make a stratum of their own."""
+        if not isinstance(value, dict):
+            return "no record", 0
+        named = next((value[field] for field in FIELDS if value.get(field)), None)
+        values = named if isinstance(named, list) else [named] if named is not None else []
+        for layout in (LLAVA, MESSAGES):
+            if isinstance(messages := value.get(layout.field), list):
+                first = messages[0] if messages and isinstance(messages[0], dict) else {}
+                turns = (len(messages) - (first.get(layout.speaker) == SYSTEM)) // 2
+                break
+        else:
+            turns = 0
+        return self._name([path_named(value) for value in values]), turns
 
 
-def authors_rule(item: Item) -> bool:
+def authors_rule(item: Item, stratum: Stratum) -> bool:
     """RoE's own half of LLaVA's mixture: six records of every ten, by their numbers (``llava/train/train.py``)."""
     return item.index % 10 < 6
 
 
 def counts_of(items: Iterable[Item]) -> Counter[Stratum]:
     """The records of each stratum."""
-    return Counter(stratum_of(item.value) for item in items)
+    strata = Strata()
+    return Counter(strata(item.value) for item in items)
 
 
 def shares(counts: Counter[Stratum], share: float, seed: str) -> dict[Stratum, int]:
@@ -59,8 +67,8 @@ def shares(counts: Counter[Stratum], share: float, seed: str) -> dict[Stratum, i
 class Drawing:
     """Draws so many records of each stratum, each as likely as any other, in one pass and in constant memory.
 
-    Selection sampling (Knuth, The Art of Computer Programming, volume 2, algorithm S), a generator a stratum: what is
-    drawn of one does not depend on the others.
+    Selection sampling (Knuth, The Art of Computer Programming, volume 2, algorithm S). Each draw is a digest of its
+    place, so that no generator is kept for a stratum, and what is drawn of one does not depend on the others.
 
     Args:
         counts: the records of each stratum.
@@ -69,13 +77,14 @@ class Drawing:
     """
 
     def __init__(self, counts: Counter[Stratum], wanted: dict[Stratum, int], seed: str) -> None:
-        self._left, self._wanted = Counter(counts), dict(wanted)
-        self._draws = {(source, turns): Random(f"{seed}/{source!a}/{turns}") for source, turns in counts}
+        self._left, self._wanted, self._seed = Counter(counts), dict(wanted), seed
 
-    def __call__(self, item: Item) -> bool:
+    def __call__(self, item: Item, stratum: Stratum) -> bool:
         """Whether the next record is drawn."""
-        stratum = stratum_of(item.value)
-        is_drawn = self._draws[stratum].random() * self._left[stratum] < self._wanted[stratum]
+        left = self._left[stratum]
+        place = f"{self._seed}/{stratum[1]}/{left}/{stratum[0]}".encode()
+        draw = int.from_bytes(blake2b(place, digest_size=8).digest(), "little") / 2**64
+        is_drawn = draw * left < self._wanted[stratum]
         self._left[stratum] -= 1
         self._wanted[stratum] -= is_drawn
         return is_drawn

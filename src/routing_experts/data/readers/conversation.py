@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from routing_experts.data.readers.json_items import kind
+from routing_experts.data.readers.items import kind
 from routing_experts.data.readers.pictures import check_characters
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Turn
-from routing_experts.errors import RecordError
+from routing_experts.errors import RecordError, shown
 
 SYSTEM = "system"
 
@@ -72,7 +72,7 @@ def _message(message: Any, layout: Layout, where: str, place: int) -> tuple[str,
     speaker, value = message.get(layout.speaker), message.get(layout.text)
     if speaker != layout.asks and speaker != layout.answers and speaker != SYSTEM:
         raise RecordError(
-            f"{where}, {layout.field}[{place}].{layout.speaker}: it is {speaker!r}, but it must be one of "
+            f"{where}, {layout.field}[{place}].{layout.speaker}: it is {shown(speaker)}, but it must be one of "
             f"{layout.asks}, {layout.answers}, {SYSTEM}. Rename the speaker."
         )
     text = value if isinstance(value, str) else _joined(value, f"{where}, {layout.field}[{place}].{layout.text}")
@@ -99,8 +99,8 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise RecordError(
-        f'{where}: it is {part!r}, but a part is {{"type": "text", "text": ...}} or {{"type": "image"}}. Write it so; '
-        "the pictures themselves stand in `images`."
+        f'{where}: it is {shown(part)}, but a part is {{"type": "text", "text": ...}} or {{"type": "image"}}. Write '
+        "it so; the pictures themselves stand in `images`."
     )
 
 
@@ -150,7 +150,7 @@ def _tasks(item: Mapping[str, Any], where: str, num_turns: int) -> Sequence[str]
     tasks = item["tasks"]
     if not isinstance(tasks, list) or len(tasks) != num_turns or not all(isinstance(task, str) for task in tasks):
         raise RecordError(
-            f"{where}, field tasks: it is {tasks!r}, but it must list one name for each of the {num_turns} turns. "
+            f"{where}, field tasks: it is {shown(tasks)}, but it must list one name for each of the {num_turns} turns. "
             "Correct the list; an empty string names none."
         )
     return tasks

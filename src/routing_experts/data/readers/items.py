@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from routing_experts.errors import shown
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -45,3 +47,11 @@ class Items(Protocol):
     def where(self, index: int) -> str:
         """How messages name an item."""
         ...
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, for messages."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "missing or null"}
+    if value == [] and isinstance(value, list):
+        return "empty"
+    return names.get(type(value), f"a number ({shown(value)})")

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from routing_experts.data.readers.items import Item
+from routing_experts.data.readers.items import Item, kind
 from routing_experts.errors import RecordError
-from routing_experts.records import sha256_of
+from routing_experts.records import digest_of
 
 PIECE = 1 << 20  # bytes read at a time
 # Text of a broken literal or escape that a piece may have cut off: `\ud83d\ude0` is the longest.
 SLACK = 12
+MAX_RECORD = 64 << 20  # characters: longer than any dialogue, and little enough to hold
 LINES = (".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -66,7 +67,7 @@ class JsonItems:
 
     def digest(self) -> str:
         """Of the file's bytes."""
-        return sha256_of(self.path)
+        return digest_of([self.path])
 
     def where(self, index: int) -> str:
         """The file and the record's number."""
@@ -161,6 +162,8 @@ class _Text:
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - SLACK
                 within = error.pos - self.position
+                if is_cut and len(self.text) - self.position > MAX_RECORD:
+                    raise _endless(self.path, index, self.offset) from error
                 if is_cut and self._more(wanted):
                     wanted *= 2  # a value of any length is parsed a few times at most
                     continue
@@ -221,7 +224,9 @@ class _Text:
 def _lines(path: Path, file: BinaryIO) -> Iterator[Item]:
     """A value a line; empty lines are passed over."""
     index, start = 0, 0
-    for line in file:
+    while line := file.readline(MAX_RECORD + 1):
+        if len(line) > MAX_RECORD:
+            raise _endless(path, index, start)
         content = line.removeprefix(_BOM) if start == 0 else line
         if content.strip():
             first, end = start + len(line) - len(content), start + len(line)
@@ -230,6 +235,14 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[Item]:
         start += len(line)
     if not index:
         raise RecordError(f"{path}: the file has no records; there is nothing to train or evaluate on. Add some.")
+
+
+def _endless(path: Path, index: int, start: int) -> RecordError:
+    return RecordError(
+        f"{path}: record {index}, which begins at byte {start}, has no end within {MAX_RECORD >> 20} MB: a text in it "
+        "may never be closed, or a .jsonl file hold its records in one line. Mend it there, or call it .json if it is "
+        "one list."
+    )
 
 
 def _parsed(path: Path, index: int, start: int, line: bytes) -> Any:
@@ -252,11 +265,3 @@ def _parsed(path: Path, index: int, start: int, line: bytes) -> Any:
             f"{path}: record {index} nests too deeply, or holds a number too long, to be a record ({error}). Correct "
             "it."
         ) from error
-
-
-def kind(value: Any) -> str:
-    """What a JSON value is, for messages."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "missing or null"}
-    if value == [] and isinstance(value, list):
-        return "empty"
-    return names.get(type(value), f"a number ({value})")

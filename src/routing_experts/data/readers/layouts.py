@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES, read_turns
-from routing_experts.data.readers.json_items import kind
+from routing_experts.data.readers.items import kind
 from routing_experts.data.readers.pictures import check_characters, picture, picture_values
 from routing_experts.data.records import Picture, Record
-from routing_experts.errors import RecordError
+from routing_experts.errors import RecordError, shown
 
 Find = Callable[[Any, str, Path], Picture]
 
@@ -43,7 +43,7 @@ def read_record(item: Any, where: str, index: int, root: Path, find: Find = pict
         raise RecordError(f"{where}, field id: it is {kind(name)}, but ids are strings or integers. Correct it.")
     if isinstance(name, str) and not name.isascii():
         check_characters(name, f"{where}, field id")
-    where = f"{where} (id {name!r})"
+    where = f"{where} (id {shown(name)})"
     layouts = [layout for layout in (LLAVA, MESSAGES) if item.get(layout.field) is not None]
     if len(layouts) > 1:
         raise RecordError(f"{where}, fields messages and conversations: it has two conversations. Keep one of them.")

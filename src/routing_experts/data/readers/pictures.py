@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from routing_experts.data.records import Picture
-from routing_experts.errors import RecordError
+from routing_experts.errors import RecordError, shortened, shown
 
 # LLaVA's, tables', and those of a folder with metadata.jsonl: one of them.
 FIELDS = ("image", "images", "file_name", "file_names")
@@ -34,7 +34,7 @@ def picture_values(item: Mapping[str, Any], where: str) -> tuple[str, list[Any]]
         return given[0], []
     if not values or not all(_names_picture(one) for one in values):
         raise RecordError(
-            f"{where}, field {given[0]}: it is {value!r}, but it holds a path or a list of paths. "
+            f"{where}, field {given[0]}: it is {shown(value)}, but it holds a path or a list of paths. "
             "Name the pictures, or leave the field out of a record without any."
         )
     return given[0], values
@@ -63,10 +63,13 @@ def picture(value: Any, where: str, root: Path) -> Picture:
         RecordError: naming the field, if the path leaves the folder or no file is there.
     """
     name = path_named(value)
-    if name is not None:
-        return path_below(name, where, root)
-    held: Picture = value["bytes"] if isinstance(value, Mapping) else value
-    return held
+    return held(value) if name is None else path_below(name, where, root)
+
+
+def held(value: Any) -> Picture:
+    """The picture that a table's field holds, where it names none."""
+    found: Picture = value["bytes"] if isinstance(value, Mapping) else value
+    return found
 
 
 def path_below(name: str, where: str, root: Path) -> Path:
@@ -80,8 +83,8 @@ def path_below(name: str, where: str, root: Path) -> Path:
     if problem is None:
         return path
     raise RecordError(
-        f"{where}: {path} {problem}. Correct the path, put the picture in place, or name another image folder "
-        "(`data.images` in a recipe)."
+        f"{where}: {shortened(str(path))} {problem}. Correct the path, put the picture in place, or name another image "
+        "folder (`data.images` in a recipe)."
     )
 
 
@@ -93,8 +96,8 @@ def checked_name(name: str, where: str, root: Path) -> str:
     """
     if leaves(name):
         raise RecordError(
-            f"{where}: {name!r} leaves the image folder, so a file of records could make this program read any file. "
-            f"Give a path relative to {root}, without `..`."
+            f"{where}: {shown(name)} leaves the image folder, so a file of records could make this program read any "
+            f"file. Give a path relative to {root}, without `..`."
         )
     if not name.isascii():
         check_characters(name, where)

@@ -10,11 +10,19 @@ from routing_experts.data.faults import Fault
 from routing_experts.data.readers.items import Item, Items
 from routing_experts.data.readers.json_items import LINES, JsonItems
 from routing_experts.data.readers.layouts import read_record
-from routing_experts.data.readers.table_items import TableItems, hub_table, is_table, parquet_table
+from routing_experts.data.readers.table_items import (
+    TableItems,
+    hub_stream,
+    hub_table,
+    is_table,
+    parquet_files,
+    parquet_table,
+)
 from routing_experts.data.records import Record
 from routing_experts.errors import ConfigError, RecordError
 
 METADATA = "metadata.jsonl"
+SPLIT = "train"
 
 
 class Source(NamedTuple):
@@ -32,8 +40,9 @@ def open_source(
     name: str | Path,
     images: str | Path | None = None,
     subset: str | None = None,
-    split: str = "train",
+    split: str = SPLIT,
     limit: int | None = None,
+    once: bool = False,
 ) -> Source:
     """The reader for a file, a folder or a set on the hub.
 
@@ -43,11 +52,15 @@ def open_source(
         images: the folder that image paths are relative to; the file's own by default.
         subset, split: of a set on the hub.
         limit: how many of a hub's set are fetched.
+        once: records are passed through once, so that a hub's set need not be kept.
 
     Raises:
-        RecordError: if there is nothing of that name.
+        ConfigError: for a subset or split of what is no set on the hub.
+        RecordError: if there is nothing of that name, or it cannot be read.
+        MissingExtraError: for tables, if what reads them is not installed.
     """
     path = Path(name)
+    _check_hub_s_own(path, subset, split)
     root = Path(images) if images is not None else None
     if path.is_dir() and (path / METADATA).is_file():
         return Source(JsonItems(path / METADATA), root or path)
@@ -57,8 +70,26 @@ def open_source(
         _check_is_file(path)
         return Source(JsonItems(path), root or path.parent)
     if str(name).count("/") == 1:
-        return Source(hub_table(str(name), subset, split, limit), root or Path())
+        table = hub_stream(str(name), subset, split) if once else hub_table(str(name), subset, split, limit)
+        return Source(table, root or Path())
     raise RecordError(f"{name}: there is no such file. Correct the path of the records.")
+
+
+def _check_hub_s_own(path: Path, subset: str | None, split: str) -> None:
+    """Raises ``ConfigError`` for settings of a hub's set where the records lie on this machine."""
+    if path.exists() and (subset is not None or split != SPLIT):
+        raise ConfigError(
+            f"{path} with subset={subset!r}, split={split!r}: these are of sets on the hub, and would be ignored. "
+            "Leave them out, or name a set on the hub."
+        )
+
+
+def files_of(name: str | Path) -> list[Path]:
+    """The files that hold the records of a source on this machine; none of a set on the hub."""
+    path = Path(name)
+    if (path / METADATA).is_file():
+        return [path / METADATA]
+    return parquet_files(path) or ([path] if path.is_file() else [])
 
 
 def _check_is_file(path: Path) -> None:
@@ -98,7 +129,7 @@ def load_records(
     images: str | Path | None = None,
     limit: int | None = None,
     subset: str | None = None,
-    split: str = "train",
+    split: str = SPLIT,
     faults: list[Fault] | None = None,
 ) -> Records:
     """Reads and checks a source once; a table's rows are checked when they are used.

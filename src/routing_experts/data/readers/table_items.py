@@ -1,14 +1,16 @@
 """Tables of Hugging Face ``datasets``: parquet files, folders of them, and sets on the hub by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.pictures import FIELDS
-from routing_experts.errors import RecordError
+from routing_experts.errors import RecordError, RoutingExpertsError, shortened
 from routing_experts.optional import need
+from routing_experts.records import digest_of
 
 PARQUET = ".parquet"
 READ = (*FIELDS, LLAVA.field, MESSAGES.field, "id", "task", "tasks")
@@ -19,26 +21,28 @@ class TableItems:
 
     Args:
         name: how messages name it.
-        table: a ``datasets.Dataset``.
+        table: a ``datasets.Dataset``, or a stream, which can only be passed through.
+        files: that it was made of, where they are this machine's.
     """
 
-    def __init__(self, name: str, table: Any) -> None:
-        self.name, self.table = name, _undecoded(table)
+    def __init__(self, name: str, table: Any, files: Sequence[Path] = ()) -> None:
+        self.name, self.table, self.files = name, _undecoded(table), files
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Item]:
-        for index, row in enumerate(self.table):
-            yield Item(index, row)
+        with _told(self.name):
+            for index, row in enumerate(self.table):
+                yield Item(index, row)
 
     def at(self, item: Item) -> Any:
         """The row of an item's index."""
         return self.table[item.index]
 
     def digest(self) -> str:
-        """What ``datasets`` knows the table's contents by."""
-        return str(self.table._fingerprint)
+        """Of the files' bytes, or what ``datasets`` knows a set of the hub by."""
+        return digest_of(self.files) if self.files else str(self.table._fingerprint)
 
     def where(self, index: int) -> str:
         """The table and the row's number."""
@@ -47,7 +51,7 @@ class TableItems:
 
 def is_table(path: Path) -> bool:
     """Whether a path is a parquet file or a folder that holds some."""
-    return path.suffix == PARQUET or (path.is_dir() and any(path.glob(f"*{PARQUET}")))
+    return bool(parquet_files(path))
 
 
 def parquet_table(path: Path) -> TableItems:
@@ -56,10 +60,17 @@ def parquet_table(path: Path) -> TableItems:
     Raises:
         RecordError: if there are none, or they cannot be read.
     """
-    files = sorted(map(str, path.glob(f"*{PARQUET}"))) if path.is_dir() else [str(path)]
     if not path.exists():
         raise RecordError(f"{path}: there is no such file. Correct the path of the records.")
-    return TableItems(str(path), _loaded(str(path), "parquet", data_files=files, split="train"))
+    files = parquet_files(path)
+    table = _loaded(str(path), "parquet", data_files=[str(file) for file in files], split="train")
+    return TableItems(str(path), table, files)
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """A parquet file, or those of a folder; none otherwise."""
+    found = sorted(path.glob(f"*{PARQUET}")) if path.is_dir() else [path]
+    return [file for file in found if file.suffix == PARQUET]
 
 
 def hub_table(name: str, subset: str | None, split: str, limit: int | None) -> TableItems:
@@ -76,30 +87,43 @@ def hub_table(name: str, subset: str | None, split: str, limit: int | None) -> T
     """
     if limit is None:
         return TableItems(name, _loaded(name, name, subset, split=split))
-    from datasets.fingerprint import Hasher
-
-    stream = _undecoded(_loaded(name, name, subset, split=split, streaming=True)).take(limit)
     datasets = need("datasets", "data", f"reading {name}")
-    rows = datasets.Dataset.from_generator(
-        lambda: iter(stream),
-        features=stream.features,
-        fingerprint=Hasher.hash([name, subset, split, limit]),  # the same in every process and run: fetched once
-    )
+    with _told(name):
+        builder = datasets.load_dataset_builder(name, subset)
+        stream = _undecoded(builder.as_streaming_dataset(split=split)).take(limit)
+        asked = [name, builder.hash, subset, split, limit]  # the same in every process and run: fetched once
+        rows = datasets.Dataset.from_generator(
+            lambda: iter(stream), features=stream.features, fingerprint=datasets.fingerprint.Hasher.hash(asked)
+        )
     return TableItems(name, rows)
+
+
+def hub_stream(name: str, subset: str | None, split: str) -> TableItems:
+    """A set of the hub to be passed through once, a row at a time; raises as ``hub_table`` does."""
+    return TableItems(name, _loaded(name, name, subset, split=split, streaming=True))
 
 
 def _loaded(name: str, *args: Any, **settings: Any) -> Any:
     datasets = need("datasets", "data", f"reading {name}")
+    with _told(name):
+        return datasets.load_dataset(*args, **settings)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What ``datasets`` and the hub raise becomes a ``RecordError``."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return datasets.load_dataset(*args, **settings)
+        yield
+    except RoutingExpertsError:
+        raise
     except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise RecordError(
-            f"{name}: the table cannot be loaded ({reason}). Give a .json or .jsonl file, a folder with metadata.jsonl "
-            "or parquet files, or the name of a set on the hub; offline, fetch the set first."
+            f"{name}: the table cannot be loaded ({shortened(reason)}). Give a .json or .jsonl file, a folder with "
+            "metadata.jsonl or parquet files, or the name of a set on the hub; offline, fetch the set first."
         ) from error
 
 
@@ -109,7 +133,8 @@ def _undecoded(table: Any) -> Any:
     Any other column could hold pictures too, whose paths lead anywhere.
     """
     datasets = need("datasets", "data", "reading tables")
-    table = table.select_columns([name for name in table.column_names if name in READ])
+    names = table.column_names or list(next(iter(table), {}))  # some streams do not tell
+    table = table.select_columns([name for name in names if name in READ])
     features = table.features or {}
     for name in FIELDS:
         feature = features.get(name)
