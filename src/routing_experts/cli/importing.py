@@ -13,7 +13,10 @@ _ADVANCED = "What the checkpoint leaves out"
 
 
 def import_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(help="A folder or a hub name, such as liuhaotian/llava-v1.5-7b.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A folder or a hub name, such as liuhaotian/llava-v1.5-7b, with @ and a commit to pin it."),
+    ],
     output: Annotated[Path, typer.Argument(help="Where the model is written.")],
     vision_tower: Annotated[
         str | None,

@@ -303,7 +303,10 @@ class TestHub:
 
         held = {"someone/llava": place.folder, "openai/clip": place.root / "clip"}
 
-        def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked = []
+
+        def download(name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+            asked.append((name, revision))
             target = place.root / "cache" / name
             target.mkdir(parents=True, exist_ok=True)
             for path in held[name].iterdir():
@@ -312,13 +315,17 @@ class TestHub:
             return str(target)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-        return SimpleNamespace(place=place, cache=place.root / "cache")
+        return SimpleNamespace(place=place, cache=place.root / "cache", asked=asked)
 
     def test_weights_and_texts_are_fetched_and_nothing_else(self, hub):
         for name in ("training_args.bin", "optimizer.pt", "flax_model.msgpack"):
             (hub.place.folder / name).write_text("large")
         with pytest.raises(AssertionError, match="weights were used"):
-            import_published("someone/llava", Sources(vision_tower="openai/clip", unpickle=True))
+            import_published("someone/llava@1f2e3d", Sources(vision_tower="openai/clip", unpickle=True))
+        assert hub.asked == [
+            ("someone/llava", "1f2e3d"),
+            ("openai/clip", None),
+        ]  # a commit is asked for where one is named
         fetched = {path.name for path in (hub.cache / "someone/llava").iterdir()}
         assert {"config.json", "tokenizer.model", "model-00001-of-00003.safetensors"} <= fetched
         assert not fetched & {"training_args.bin", "optimizer.pt", "flax_model.msgpack"}

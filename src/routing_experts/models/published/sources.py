@@ -36,7 +36,7 @@ class Sources:
     unpickle: bool = False
 
     def folder(self, name: str | Path) -> Path:
-        """A folder here, or a download of a hub name's weights and texts.
+        """A folder here, or a download of a hub name's weights and texts: the newest, or of ``name@revision``.
 
         Raises:
             CheckpointError: if it is neither, or cannot be reached.
@@ -49,15 +49,19 @@ class Sources:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+        hub_name, _, revision = str(name).partition("@")
         wanted = [*_TEXTS, *_SAFE, *(_PICKLED if self.unpickle else ())]
         try:
-            return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*/*"]))
+            found = snapshot_download(
+                hub_name, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"]
+            )
+            return Path(found)
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise CheckpointError(f"{name}: the disk is full ({error}). Make room, and give it again.") from error
             raise CheckpointError(
                 f"{name} is no folder here, and on the hub it cannot be reached ({type(error).__name__}). Check the "
-                "name and the connection, or download it elsewhere and give its folder."
+                "name, its revision and the connection, or download it elsewhere and give its folder."
             ) from error
 
     def open_checkpoint(self, folder: Path) -> tuple[Tensors, tuple[Part, ...]]:
