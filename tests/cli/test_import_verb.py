@@ -89,7 +89,8 @@ def test_import_writes_a_model_to_start_from(roe, tmp_path, hr):
     code, out, complaint = roe("import", written(tmp_path, hr), tmp_path / "base", *told, "--json")
     assert code == 0, complaint
     assert json.loads(out) == {"model": str(tmp_path / "base")}
-    assert not list(tmp_path.glob("*.bin"))
+    assert not list((tmp_path / "base").rglob("*.bin"))
+    assert "tensors left out: " in complaint
     code, _, complaint = roe("import", tmp_path / "theirs", tmp_path / "base", *told)
     assert code == 1
     assert "is there already" in " ".join(complaint.split())

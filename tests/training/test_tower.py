@@ -10,7 +10,7 @@ from routing_experts.errors import TrainingError
 from routing_experts.models.families import family_of
 from routing_experts.models.load import load_base
 from routing_experts.pocket import build_hr
-from routing_experts.training.memory import estimate
+from routing_experts.training.memory import LiveBytes, estimate
 from routing_experts.training.parameters import group_of
 from routing_experts.training.recipe import NAMED_STAGES, recipe_from_dict
 from routing_experts.training.tower import TOWER, heed_tower
@@ -69,19 +69,49 @@ def test_stages_that_a_recipe_writes_out_stay(base, tmp_path):
 
 
 def test_the_estimate_counts_the_tower(base, tmp_path):
-    """Guards ``--estimate``: what instruction tuning trains is what it counts."""
+    """Guards ``--estimate``: what instruction tuning trains is what it counts, and what the tower holds meanwhile."""
     told = settings(tmp_path / "run") | {"model": str(base)}
     tuned, frozen = (
         {
-            row.stage: row.trained
+            row.stage: row
             for row in estimate(recipe_from_dict(told | {"model": str(source)}), tokens=64)
             if row.method == "full"
         }
         for source in (base, with_freezing(base, tmp_path / "frozen", True))
     )
-    tower = sum(p.numel() for name, p in load_base(base).named_parameters() if group_of(name) == "vision")
-    assert tuned["instruction_tuning"] - frozen["instruction_tuning"] == tower
-    assert tuned["adapter_warmup"] == frozen["adapter_warmup"]
+    model = load_base(base)
+    tower = sum(p.numel() for name, p in model.named_parameters() if group_of(name) == "vision")
+    assert tuned["instruction_tuning"].trained - frozen["instruction_tuning"].trained == tower
+    assert tuned["adapter_warmup"].trained == frozen["adapter_warmup"].trained
+    held = tuned["instruction_tuning"].activations - frozen["instruction_tuning"].activations
+    side = model.config.vision_config.input_image_size
+    pixels = torch.zeros(recipe_from_dict(told).training.batch_size, 3, side, side)
+    with LiveBytes(model.parameters()) as live:
+        features = model.train().model.vision_tower(pixels).last_hidden_state
+        now = live.now
+    assert features.requires_grad
+    assert 0.8 * now < held < 1.5 * now
+    assert tuned["adapter_warmup"].activations == frozen["adapter_warmup"].activations
+
+
+def test_recomputing_the_towers_gives_the_same_gradients_for_less_memory(base):
+    """Guards gradient checkpointing of the ConvNeXt, which holds most of what the tower holds."""
+    model = load_base(base).train()
+    tower, side = model.model.vision_tower, model.config.vision_config.input_image_size
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    found, held = [], []
+    for recomputes in (False, True):
+        if recomputes:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        with LiveBytes(model.parameters()) as live:
+            loss = tower(pixels).last_hidden_state.square().mean()
+            held.append(live.now)
+        loss.backward()
+        found.append({name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(value, found[1][name], atol=1e-7) for name, value in found[0].items())
+    assert held[1] < 0.6 * held[0]
 
 
 def test_a_tower_that_is_another_s_to_tune_is_no_continuation(base, tmp_path):

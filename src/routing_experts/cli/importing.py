@@ -1,5 +1,6 @@
 """``roe import``: a checkpoint in somebody else's layout as a folder of ours."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,10 @@ def import_checkpoint(
         typer.Option(help="The language model that a first stage was trained beside.", rich_help_panel=_ADVANCED),
     ] = None,
     unpickle: Annotated[
-        bool, typer.Option("--unpickle", help="Read .bin files too, tensors alone; nothing in them is run.")
+        bool,
+        typer.Option(
+            "--unpickle", help="Read .bin files too, the towers' as well: tensors alone, nothing in them is run."
+        ),
     ] = False,
     base: Annotated[
         str | None,
@@ -63,7 +67,7 @@ def import_checkpoint(
     sources = Sources(vision_tower, slow_tower, language_model, unpickle)
     _check_options(base, (target_skip_ratio, prompt_format, routing_tokens), sources != Sources())
     if base is None:
-        _import_model(checkpoint, sources, output)
+        _import_model(checkpoint, sources, output, say.progress.print)
     else:
         _import_routed(Path(checkpoint), output, base, target_skip_ratio, prompt_format, routing_tokens)
     if json:
@@ -86,13 +90,13 @@ def _check_options(base: str | None, of_routed: tuple[Any, ...], has_sources: bo
         )
 
 
-def _import_model(checkpoint: str, sources: Any, output: Path) -> None:
+def _import_model(checkpoint: str, sources: Any, output: Path, told: Callable[[str], object]) -> None:
     from routing_experts.data.templates import chat_template_of
     from routing_experts.models.published.reading import import_published
     from routing_experts.models.published.writing import check_place, write_model
 
     check_place(output)
-    model, processor = import_published(checkpoint, sources)
+    model, processor = import_published(checkpoint, sources, told)
     processor.chat_template = chat_template_of(processor, VICUNA)
     write_model(model, processor, output)
 

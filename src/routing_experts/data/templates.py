@@ -34,6 +34,9 @@ def chat_template_of(processor: Any, prompt_format: str) -> str:
     answered = f"{{{{ {layout.gap!r} ~ said(message.content) ~ {closes!r} }}}}"
     return (
         f"{said}{system}{{% for message in messages %}}"
-        f"{{% if message.role == 'user' %}}{asked}{{% elif message.role == 'assistant' %}}{answered}{{% endif %}}"
-        "{% endfor %}"
+        f"{{% if message.role == 'user' %}}{asked}{{% elif message.role == 'assistant' %}}{answered}"
+        "{% elif message.role != 'system' or not loop.first %}"
+        "{{ raise_exception('a message from ' ~ message.role ~ ': user and assistant speak, "
+        "behind a system prompt if there is one') }}"
+        "{% endif %}{% endfor %}"
     )

@@ -1,6 +1,6 @@
 """Routed folders through transformers' auto classes: one loader class a family, standing in for the family's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -8,6 +8,8 @@ from routing_experts.models.disguise import disguise
 from routing_experts.models.families import known_families
 
 _KEY = "is_routing_experts_lookup"
+# The tables of names that pipelines look into, by the auto class that they load with.
+_PIPELINES = {"AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"}
 
 
 def register_configs() -> None:
@@ -34,10 +36,20 @@ def register_auto_classes() -> None:
         for auto_class, classes in family.own_models().items():
             found = {config: partial(family.own_class, name) for config, name in classes.items()}
             own.setdefault(auto_class, {}).update(found)
+            _tell_pipelines(auto_class, classes)
     for name in routable | own:
         mapping = getattr(modeling_auto, name)._model_mapping
         if not hasattr(mapping, _KEY):
             mapping.__class__ = lookup_class(type(mapping), frozenset(routable.get(name, ())), own.get(name, {}))
+
+
+def _tell_pipelines(auto_class: str, classes: Mapping[type, str]) -> None:
+    """Lets pipelines know the names of a family's own classes: they complain of others, though they run them."""
+    from transformers.models.auto import modeling_auto
+
+    names = getattr(modeling_auto, _PIPELINES.get(auto_class, ""), None)
+    if names is not None:
+        names.update({config.model_type: name for config, name in classes.items()})  # type: ignore[attr-defined]
 
 
 def lookup_class(base: type, routable: frozenset[str], own: dict[type, Callable[[], type]]) -> type:

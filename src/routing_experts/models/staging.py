@@ -1,8 +1,8 @@
 """Folders that are written beside their place and renamed into it once they are whole."""
 
 import glob
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,8 @@ def staged(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????{_STAGING}"):
         shutil.rmtree(left, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(_STAGING, f".{folder.name}.", folder.parent))
+    staging = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{_STAGING}"
+    staging.mkdir()  # with the rights that anything else gets here; ``mkdtemp`` would keep others out
     try:
         yield staging
     except SafetensorError as error:  # safetensors wraps the system's errors

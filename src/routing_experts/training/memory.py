@@ -222,10 +222,11 @@ def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int, acc
 def _loss(model: Any, ids: Tensor, stage: Stage, distils: bool, autocast: bool) -> Tensor:
     """The objective's largest parts, for dialogues of one turn: soft gates, and cross-entropy over the second half."""
     answers = ids.shape[1] // 2
+    tower = _tower_part(model, len(ids), stage)  # held while the decoder runs
     context = None if stage.gate == "none" else _soft_context(model, ids)
     logits = _logits(model, ids, autocast, **({} if context is None else {"routing": context}))
     scored = logits[:, -answers:].float()
-    loss = nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, -answers:].flatten())
+    loss = tower + nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, -answers:].flatten())
     if context is None:
         return loss
     loss = loss + torch.stack([weights[..., 1].mean() for weights in context.weights.values()]).mean()
@@ -235,6 +236,16 @@ def _loss(model: Any, ids: Tensor, stage: Stage, distils: bool, autocast: bool) 
         routed, wanted = (part.log_softmax(-1) for part in (scored, dense[:, -answers:].float()))
         loss = loss + nn.functional.kl_div(routed, wanted, reduction="none", log_target=True).sum(-1).mean()
     return loss
+
+
+def _tower_part(model: Any, pictures: int, stage: Stage) -> Tensor:
+    """Of a tuned tower that sees a picture a dialogue, where its family says how large one is."""
+    base = base_of(model)
+    shape = family_of(base).picture_shape
+    if shape is None or "vision" not in stage.trains:
+        return torch.zeros(())
+    features = base.get_image_features(pixel_values=torch.zeros(pictures, *shape(base.config))).pooler_output
+    return torch.stack([feature.float().mean() for feature in features]).mean()
 
 
 def _logits(model: Any, ids: Tensor, autocast: bool, **routing: Any) -> Tensor:

@@ -13,7 +13,7 @@ def heed_tower(recipe: Recipe, config: Any) -> Recipe:
     """The recipe with its tower trained wherever its projector is, if the model's checkpoint says that it trains.
 
     Args:
-        recipe: stages that it writes out itself stay as they are.
+        recipe: stages that are none of the named ones stay as they are.
         config: of the base model.
     """
     family = known_families().get(config.model_type)

@@ -230,7 +230,7 @@ def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, inside, t
     monkeypatch.setattr(Sources, "open_checkpoint", lambda self, folder: (outline(folder, shapes), ()))
     monkeypatch.setattr(Sources, "open_tower", lambda self, raw: outline(tmp_path, stock))
     blueprint = llava_blueprint(llava_settings(sizes), tmp_path, Sources())
-    places = blueprint.account(shapes_of(blueprint.model_class, blueprint.config))
+    places = blueprint.places(shapes_of(blueprint.model_class, blueprint.config))
     assert len(places) == len(language_shapes(sizes) | projector_shapes(sizes) | clip_shapes(sizes, ""))
     own, native = blueprint.config.vision_config.to_dict(), LlavaConfig().vision_config.to_dict()
     assert {name: own[name] for name in native if name not in ("projection_dim", "vocab_size")} == {

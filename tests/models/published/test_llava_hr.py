@@ -35,13 +35,13 @@ from published import (
 from routing_experts.data.encode import Encoder
 from routing_experts.data.records import Record, Turn
 from routing_experts.data.templates import chat_template_of
-from routing_experts.errors import ConfigError
+from routing_experts.errors import ConfigError, ModelFamilyError
 from routing_experts.models.llava_hr import LlavaHrConfig, LlavaHrVisionConfig
 from routing_experts.models.llava_hr.adapters import ResolutionAdapter, aligned
 from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrVisionModel
-from routing_experts.models.llava_hr.published import llava_hr_blueprint
 from routing_experts.models.load import load_processor
 from routing_experts.models.published.blueprint import shapes_of
+from routing_experts.models.published.llava_hr import llava_hr_blueprint
 from routing_experts.models.published.reading import import_published
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.writing import write_model
@@ -186,7 +186,7 @@ def test_every_name_and_shape_of_the_published_sizes_is_covered(sizes, eps, tmp_
     shapes = llava_hr_shapes(sizes)
     monkeypatch.setattr(Sources, "open_checkpoint", lambda self, folder: (outline(folder, shapes), ()))
     blueprint = llava_hr_blueprint(llava_hr_settings(sizes), tmp_path, Sources())
-    places = blueprint.account(shapes_of(blueprint.model_class, blueprint.config))
+    places = blueprint.places(shapes_of(blueprint.model_class, blueprint.config))
     # Left out: class token, normalisation behind the last layer, the ConvNeXt's head.
     assert len(shapes) - len(places) == 1 + 2 + 2
     vision = blueprint.config.vision_config
@@ -306,6 +306,13 @@ def test_every_parameter_of_the_tower_gets_a_gradient(published):
     assert without == []
 
 
+@pytest.mark.parametrize("size", [(128, 128), (256, 128), (512, 512)])
+def test_pictures_of_another_size_are_refused(published, size):
+    """Guards against features of something else: both towers would take any size that divides."""
+    with pytest.raises(ModelFamilyError, match=r"made for 256 × 256.*Prepare them with its processor"):
+        published.model.model.vision_tower(torch.zeros(1, 3, *size))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -314,6 +321,8 @@ def test_every_parameter_of_the_tower_gets_a_gradient(published):
         ({"input_image_size": 256}, "24 visual tokens along a side: each has to stand for whole pixels"),
         ({"input_image_size": 96, "image_size": 56}, "maps of 4 and 3 places.*one has to divide the other"),
         ({"adapter_layers": [5, 24]}, "24 layers.*counted from 0"),
+        ({"adapter_layers": [5, 5, 11]}, "each has one adapter at most"),
+        ({"adapter_layers": [11, 5]}, "Name layers in order"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):

@@ -28,7 +28,18 @@ def test_a_write_that_is_cut_short_leaves_nothing(tmp_path):
     (tmp_path / ".made.abcdefgh.partial").mkdir()
     write_model(saver(), saver(), tmp_path / "made")
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
-    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o755
+
+
+def test_others_get_the_rights_that_they_get_elsewhere(tmp_path):
+    """Guards the umask, of those who keep others out and of those who do not."""
+    before = os.umask(0o077)
+    try:
+        for mask, rights in ((0o077, 0o700), (0o022, 0o755)):
+            os.umask(mask)
+            write_model(saver(), saver(), tmp_path / f"{mask}")
+            assert (tmp_path / f"{mask}").stat().st_mode & 0o777 == rights
+    finally:
+        os.umask(before)
 
 
 def test_what_is_there_stays(tmp_path):

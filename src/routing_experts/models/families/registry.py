@@ -30,6 +30,7 @@ class Family:
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
         package: that brings the family where transformers lacks it. Its module ``configuration`` says in ``MODELS``,
             by auto class and configuration, which class of its module ``modeling`` is loaded.
+        picture_shape: of one picture's pixel values, by the configuration, where a tuned tower's memory is estimated.
         tunes_tower: whether a model of this configuration was published with a tower that is tuned with the rest.
         description: one line for ``roe families`` and error messages.
     """
@@ -39,6 +40,7 @@ class Family:
     auto_class: str = "AutoModelForImageTextToText"
     uses_mrope: bool = False
     package: str = ""
+    picture_shape: Callable[[Any], tuple[int, ...]] | None = None
     tunes_tower: Callable[[Any], bool] = _never
     description: str = ""
 

@@ -73,10 +73,12 @@ class LlavaHrVisionConfig(PreTrainedConfig):
                 f"input_image_size {self.input_image_size} gives maps of {self.patches_per_side} and {self.slow_side} "
                 "places a side: one has to divide the other. LLaVA-HR was published with 384, 768, 1024 and 1536."
             )
-        if any(not 0 <= layer < self.num_hidden_layers for layer in self.adapter_layers):
+        in_order = sorted(set(self.adapter_layers)) == self.adapter_layers
+        if not in_order or any(not 0 <= layer < self.num_hidden_layers for layer in self.adapter_layers):
             raise ConfigError(
-                f"adapter_layers {self.adapter_layers} of a tower of {self.num_hidden_layers} layers: they are counted "
-                f"from 0. Name layers up to {self.num_hidden_layers - 1}."
+                f"adapter_layers {self.adapter_layers} of a tower of {self.num_hidden_layers} layers: each has one "
+                "adapter at most, and they are counted from 0. Name layers in order, up to "
+                f"{self.num_hidden_layers - 1}."
             )
 
     @property

@@ -18,6 +18,7 @@ from transformers.models.convnext.modeling_convnext import (
     ConvNextLayerNorm,
 )
 
+from routing_experts.errors import ModelFamilyError
 from routing_experts.models.llava_hr.adapters import (
     FusionProjector,
     ResolutionAdapter,
@@ -70,15 +71,22 @@ class SlowTower(nn.Module):
             num_channels=config.num_channels, hidden_sizes=config.slow_hidden_sizes, depths=config.slow_depths
         )
         self.embeddings = ConvNextEmbeddings(settings)
-        self.encoder = ConvNextEncoder(settings)
+        self.encoder: Any = ConvNextEncoder(settings)
         for module in self.modules():  # transformers writes 1e-6 into them
             if isinstance(module, ConvNextLayerNorm):
                 module.eps = config.slow_norm_eps
+        self.gradient_checkpointing = False  # transformers sets it, and what recomputes
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Looks; returns [B, C, S / 32, S / 32]."""
-        pixels_B3SS = pixels_B3SS.to(self.embeddings.patch_embeddings.weight.dtype)
-        return self.encoder(self.embeddings(pixels_B3SS)).last_hidden_state
+        map_BChw = self.embeddings(pixels_B3SS.to(self.embeddings.patch_embeddings.weight.dtype))
+        recompute: Any = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+        for stage in self.encoder.stages:
+            for layer in stage.downsampling_layer:
+                map_BChw = layer(map_BChw)
+            for block in stage.layers:
+                map_BChw = block(map_BChw) if recompute is None else recompute(block, map_BChw)
+        return map_BChw
 
 
 class LlavaHrVisionModel(CLIPPreTrainedModel):
@@ -97,6 +105,7 @@ class LlavaHrVisionModel(CLIPPreTrainedModel):
         self.pre_layrnorm = nn.LayerNorm(width, eps=config.layer_norm_eps)  # spelled as CLIP spells it
         self.encoder = CLIPEncoder(config)  # type: ignore[arg-type]
         self.slow_tower = SlowTower(config)
+        self.side = config.input_image_size
         self.adapter_layers = tuple(config.adapter_layers)
         self.adapters = nn.ModuleList([ResolutionAdapter(width, channels) for _ in config.adapter_layers])
         self.fusion_projector = FusionProjector(width, channels)
@@ -108,7 +117,15 @@ class LlavaHrVisionModel(CLIPPreTrainedModel):
         Args:
             pixel_values: [B, 3, S, S], normalised as CLIP's are; both towers share them.
             **_: what LLaVA asks of towers whose layers it chooses from.
+
+        Raises:
+            ModelFamilyError: if they are of another size.
         """
+        if pixel_values.shape[-2:] != (self.side, self.side):
+            raise ModelFamilyError(
+                f"pictures of {pixel_values.shape[-1]} × {pixel_values.shape[-2]} pixels: this tower was made for "
+                f"{self.side} × {self.side}, and would see something else in others. Prepare them with its processor."
+            )
         slow_BChw = self.slow_tower(pixel_values)  # whole, before the first adapter: all of them read its last map
         hidden_BND = self.pre_layrnorm(self.embeddings(pixel_values))
         behind = dict(zip(self.adapter_layers, self.adapters, strict=True))

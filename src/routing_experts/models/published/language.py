@@ -1,15 +1,18 @@
 """The language model of a LLaVA in its original layout: Llama's names, at the top level."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from routing_experts.errors import CheckpointError
+from routing_experts.models.published.blueprint import described_by
 from routing_experts.models.published.renames import Rule
+from routing_experts.models.published.tensors import Tensors
 
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _TAKEN = (
     *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
-    *("rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "head_dim"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias", "head_dim"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
 )
 
@@ -22,13 +25,18 @@ LANGUAGE_RULES = (
 )
 
 
-def llama_config(raw: Mapping[str, Any], folder: Any, has_head: bool) -> Any:
+def has_head(parts: Iterable[Tensors]) -> bool:
+    """Whether files hold a head of the language model's own, which is kept then, tied or not."""
+    return any("lm_head.weight" in tensors.shapes for tensors in parts)
+
+
+def llama_config(raw: Mapping[str, Any], folder: Path, owns_head: bool) -> Any:
     """A Llama as large as the checkpoint's configuration says.
 
     Args:
         raw: the configuration.
         folder: of the checkpoint.
-        has_head: whether the files hold a head of its own, which is kept then, tied or not.
+        owns_head: see ``has_head``.
 
     Raises:
         CheckpointError: if a size is missing, or it is another language model.
@@ -48,6 +56,7 @@ def llama_config(raw: Mapping[str, Any], folder: Any, has_head: bool) -> Any:
             "checkpoint's own configuration."
         )
     settings = {name: raw[name] for name in (*_NEEDED, *_TAKEN) if raw.get(name) is not None}
-    if has_head:
+    if owns_head:
         settings["tie_word_embeddings"] = False
-    return LlamaConfig(**settings)
+    with described_by(folder):
+        return LlamaConfig(**settings)

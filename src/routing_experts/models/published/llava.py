@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routing_experts.errors import CheckpointError
-from routing_experts.models.published.blueprint import Blueprint, PictureSettings
+from routing_experts.models.published.blueprint import Blueprint, PictureSettings, described_by
 from routing_experts.models.published.clip import POSITION_IDS, STOCK_LEFT_OUT, clip_settings
-from routing_experts.models.published.language import LANGUAGE_RULES, llama_config
+from routing_experts.models.published.language import LANGUAGE_RULES, has_head, llama_config
 from routing_experts.models.published.renames import Part, Rule
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.tensors import Tensors
@@ -34,7 +34,10 @@ CAUSES = (
         r"vision_model\.head\.|head\.probe",
         "The tower is a SigLIP, and a CLIP is due: give its own.",
     ),
-    (r"embed_tokens|lm_head", "The vocabulary is another one's: give the configuration that belongs to these weights."),
+    (
+        r"(?:embed_tokens|lm_head)\S* \[",
+        "The vocabulary is another one's: give the configuration that belongs to these weights.",
+    ),
     (r"align_stages|slow_vision_tower", "It is a LLaVA-HR, but its configuration lacks is_multipath_encoder."),
     (r"model\.vision_tower\.", "The tower is incomplete, or another one than its configuration says."),
     (r"model\.language_model\.", "A shard is missing, or the configuration is of a larger model."),
@@ -66,6 +69,16 @@ def check_settings(raw: Mapping[str, Any], folder: Path) -> None:
         )
 
 
+def check_width(raw: Mapping[str, Any], folder: Path, width: int) -> None:
+    """Refuses a tower of another width than the checkpoint was trained with."""
+    told = raw.get("mm_hidden_size")
+    if told is not None and told != width:
+        raise CheckpointError(
+            f"{folder}: mm_hidden_size is {told}, and the tower is {width} wide: it is another tower. Give the one "
+            "that the checkpoint was trained with, or its own configuration."
+        )
+
+
 def llava_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> Blueprint:
     """The native LLaVA that a checkpoint becomes.
 
@@ -80,16 +93,18 @@ def llava_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> B
     tower, tower_rules, stock = llava_tower(raw, checkpoint, sources)
     prefix = "vision_model." if stock is not None else TOWER
     settings = clip_settings(tower, prefix, sources.tower_name(raw), stock or sources.named_tower())
+    check_width(raw, folder, settings["hidden_size"])
     layer, chosen = _chosen(raw, folder, settings["num_hidden_layers"])
-    vision = CLIPVisionConfig(**settings)
-    config = LlavaConfig(
-        text_config=llama_config(raw, folder, "lm_head.weight" in checkpoint.shapes),
-        vision_config=vision,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=STRATEGIES[chosen],
-        image_seq_length=(settings["image_size"] // settings["patch_size"]) ** 2 + (chosen == "cls_patch"),
-        projector_hidden_act="gelu",
-    )
+    text = llama_config(raw, folder, has_head((checkpoint, *(part.tensors for part in others))))
+    with described_by(folder):
+        config = LlavaConfig(
+            text_config=text,
+            vision_config=CLIPVisionConfig(**settings),
+            vision_feature_layer=layer,
+            vision_feature_select_strategy=STRATEGIES[chosen],
+            image_seq_length=(settings["image_size"] // settings["patch_size"]) ** 2 + (chosen == "cls_patch"),
+            projector_hidden_act="gelu",
+        )
     own = Part("the checkpoint", checkpoint, (*tower_rules, *PROJECTOR_RULES, *LANGUAGE_RULES))
     parts = (own, *others, *([] if stock is None else [Part("the stock tower", stock, _STOCK_TOWER)]))
     pictures = PictureSettings(

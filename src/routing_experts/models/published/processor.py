@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AddedToken
 
-from routing_experts.errors import CheckpointError, MissingExtraError
+from routing_experts.errors import CheckpointError, MissingExtraError, first_line
 from routing_experts.models.published.blueprint import PictureSettings
 
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -35,10 +35,13 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     if not (folder / "tokenizer.json").is_file():
         _need_sentencepiece()
     try:
-        read = LlamaTokenizerFast.from_pretrained(folder, legacy=_is_legacy(folder))
+        if (folder / "tokenizer.json").is_file():  # says itself where spaces go
+            read = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            read = LlamaTokenizerFast.from_pretrained(folder, legacy=_is_legacy(folder))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         raise CheckpointError(
-            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {_first_line(error)}). Download its "
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}). Download its "
             "tokenizer files again."
         ) from error
     # As a plain one: read as a Llama's again, it would be built anew, and differently by the model's type.
@@ -69,10 +72,6 @@ def _is_legacy(folder: Path) -> bool:
         return True
     said = json.loads(path.read_text(encoding="utf-8"))
     return bool(said.get("legacy", True)) if isinstance(said, dict) else True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _need_sentencepiece() -> None:

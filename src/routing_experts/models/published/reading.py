@@ -1,29 +1,29 @@
 """Which layout a folder is in, and the model that it becomes."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
-from routing_experts.errors import CheckpointError, RoutingExpertsError
-from routing_experts.models.llava_hr.published import is_llava_hr, llava_hr_blueprint
-from routing_experts.models.published.blueprint import Blueprint, shapes_of
+from routing_experts.errors import CheckpointError
+from routing_experts.models.published.blueprint import Blueprint, described_by, shapes_of
 from routing_experts.models.published.llava import llava_blueprint
+from routing_experts.models.published.llava_hr import is_llava_hr, llava_hr_blueprint
 from routing_experts.models.published.processor import grow_vocabulary, make_processor, read_tokenizer
+from routing_experts.models.published.renames import left_out
 from routing_experts.models.published.sources import Sources, read_config
 
-_UNBUILDABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
-Drawer = Callable[[Mapping[str, Any], Path, Sources], Blueprint]
+Layout = Callable[[Mapping[str, Any], Path, Sources], Blueprint]
 
 
-def import_published(name_or_path: str | Path, sources: Sources) -> tuple[Any, Any]:
+def import_published(
+    name_or_path: str | Path, sources: Sources, say: Callable[[str], object] = lambda text: None
+) -> tuple[Any, Any]:
     """Reads a published checkpoint.
 
     Args:
         name_or_path: a folder or a hub name.
         sources: what it leaves out.
+        say: told what is left out of its files, and why.
 
     Returns:
         The model, in the precision of its files, and its processor, which has no chat template yet.
@@ -34,10 +34,13 @@ def import_published(name_or_path: str | Path, sources: Sources) -> tuple[Any, A
     """
     folder = sources.folder(name_or_path)
     raw = read_config(folder)
-    with _told_as(folder):
-        blueprint = drawer_of(raw, folder)(raw, folder, sources)
+    blueprint = layout_of(raw, folder)(raw, folder, sources)
+    _check_depth(blueprint, folder)
+    with described_by(folder):
         wanted = shapes_of(blueprint.model_class, blueprint.config)
-    blueprint.account(wanted)  # before any weight is read, and before the tokenizer is asked for
+    blueprint.places(wanted)  # before any weight is read, and before the tokenizer is asked for
+    for reason, count in left_out(blueprint.parts).items():
+        say(f"{count} tensors left out: {reason}")
     tokenizer = read_tokenizer(_with_tokenizer(folder, sources), int(raw["vocab_size"]))
     model = blueprint.build(wanted)
     grow_vocabulary(model, tokenizer)
@@ -45,22 +48,19 @@ def import_published(name_or_path: str | Path, sources: Sources) -> tuple[Any, A
     return model, make_processor(tokenizer, blueprint.pictures)
 
 
-@contextmanager
-def _told_as(folder: Path) -> Iterator[None]:
-    """Blames what transformers cannot make a model of on the configuration that it is read from."""
-    try:
-        yield
-    except RoutingExpertsError:
-        raise
-    except (*_UNBUILDABLE, StrictDataclassError) as error:
+def _check_depth(blueprint: Blueprint, folder: Path) -> None:
+    """Refuses more decoder layers than there are tensors before memory is taken for an outline of them."""
+    layers = blueprint.config.get_text_config(decoder=True).num_hidden_layers
+    tensors = sum(len(part.tensors.shapes) for part in blueprint.parts)
+    if not isinstance(layers, int) or layers > tensors:
         raise CheckpointError(
-            f"{folder}/config.json describes no model that can be built ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}). Restore the checkpoint's own configuration."
-        ) from error
+            f"{folder}/config.json says {layers} layers, and all of its files hold {tensors} tensors. Restore the "
+            "checkpoint's own configuration, or download it whole."
+        )
 
 
-def drawer_of(raw: Mapping[str, Any], folder: Path) -> Drawer:
-    """What draws the blueprint of a checkpoint with this configuration.
+def layout_of(raw: Mapping[str, Any], folder: Path) -> Layout:
+    """What reads the layout of a checkpoint with this configuration.
 
     LLaVA's code and LLaVA-HR's call their models ``llava`` too, as transformers calls its own: fields tell them apart.
 

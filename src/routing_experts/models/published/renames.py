@@ -1,6 +1,7 @@
 """From names of files to names of a model: anchored rules, and the account that has to come out even."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class Part:
                 return True, None if rule.target is None else match.expand(rule.target)
         return False, None
 
+    def reason_to_leave(self, name: str) -> str | None:
+        """Why a tensor is left out; None for all others."""
+        rule = next((rule for rule in self.rules if re.fullmatch(rule.pattern, name)), None)
+        return rule.why if rule is not None and rule.target is None else None
+
 
 @dataclass(frozen=True)
 class Place:
@@ -54,7 +60,15 @@ class Place:
     name: str
 
 
-def account(
+def left_out(parts: Iterable[Part]) -> dict[str, int]:
+    """How many tensors have no place in the model, by the reason."""
+    reasons: Counter[str] = Counter()
+    for part in parts:
+        reasons.update(why for name in part.tensors.shapes if (why := part.reason_to_leave(name)) is not None)
+    return dict(reasons)
+
+
+def match_names(
     parts: Sequence[Part], wanted: Mapping[str, tuple[int, ...]], causes: Iterable[tuple[str, str]] = ()
 ) -> dict[str, Place]:
     """Finds every tensor of a model in its parts.
@@ -107,11 +121,36 @@ def _complaint(parts: Sequence[Part], faults: Mapping[str, list[str]], causes: I
 
 
 def _all(names: list[str]) -> str:
-    """Every name; those that differ in numbers alone are told once, with a star for the number."""
-    alike: dict[str, list[str]] = {}
+    """Every name; those that differ in one number alone are told once, with all of its values."""
+    alike: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for name in names:
-        first, _, rest = name.partition(" ")
-        alike.setdefault(re.sub(r"\d+", "*", first) + (f" {rest}" if rest else ""), []).append(name)
-    return ", ".join(
-        group[0] if len(group) == 1 else f"{pattern} ({len(group)} of them)" for pattern, group in alike.items()
-    )
+        first, space, rest = name.partition(" ")
+        pieces = re.split(r"\.(\d+)(?=\.|$)", first)
+        alike.setdefault((*pieces[::2], space + rest), []).append(tuple(pieces[1::2]))
+    return ", ".join(told for texts, numbers in alike.items() for told in _told(texts, numbers))
+
+
+def _told(texts: tuple[str, ...], numbers: list[tuple[str, ...]]) -> list[str]:
+    """One name for all that differ in the same number alone."""
+    varying = [place for place, values in enumerate(zip(*numbers, strict=True)) if len(set(values)) > 1]
+    if len(varying) > 1:
+        by_first: dict[str, list[tuple[str, ...]]] = {}
+        for values in numbers:
+            by_first.setdefault(values[varying[0]], []).append(values)
+        return [told for part in by_first.values() for told in _told(texts, part)]
+    shown = list(numbers[0])
+    for place in varying:
+        shown[place] = _spans(sorted({int(values[place]) for values in numbers}))
+    name = texts[0] + "".join(f".{number}{text}" for number, text in zip(shown, texts[1:-1], strict=True))
+    return [name + texts[-1]]
+
+
+def _spans(numbers: list[int]) -> str:
+    """Such as {0-3,7} for 0, 1, 2, 3 and 7."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return "{" + ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans) + "}"

@@ -17,6 +17,7 @@ _TEXTS = ("*.json", "*.model", "*.jinja", "*.txt")
 _SAFE = ("model*.safetensors", f"{PROJECTOR_ALONE[0]}.safetensors")
 _PICKLED = ("pytorch_model*.bin", f"{PROJECTOR_ALONE[0]}.bin")
 _HUB_NAME_PARTS = 2
+STOCK_TOWERS = ("openai/clip-vit-large-patch14-336", "openai/clip-vit-large-patch14")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Sources:
         path = Path(name)
         if path.is_dir():
             return path
-        if len(str(name).split("/")) != _HUB_NAME_PARTS or str(name).startswith((".", "/", "~")):
+        hub_name, _, revision = str(name).partition("@")
+        if len(hub_name.split("/")) != _HUB_NAME_PARTS or str(name).startswith((".", "/", "~")):
             raise CheckpointError(f"{name} is no folder here and no hub name. Give one of the two.")
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        hub_name, _, revision = str(name).partition("@")
         wanted = [*_TEXTS, *_SAFE, *(_PICKLED if self.unpickle else ())]
         try:
             found = snapshot_download(
@@ -115,11 +116,14 @@ class Sources:
         return open_tensors(self.folder(self.slow_tower), self.unpickle)
 
     def _tower(self, raw: Mapping[str, Any]) -> str:
-        named = self.vision_tower or raw.get("mm_vision_tower")
-        if not named:
+        if self.vision_tower is not None:
+            return self.vision_tower
+        named = raw.get("mm_vision_tower")
+        if named not in STOCK_TOWERS:
             raise CheckpointError(
-                "the checkpoint holds no vision tower and names none (mm_vision_tower). Name it (--vision-tower), such "
-                "as openai/clip-vit-large-patch14-336."
+                f"the checkpoint holds no vision tower and names {named!r} (mm_vision_tower), which is none of "
+                f"{', '.join(STOCK_TOWERS)}: a checkpoint does not decide what else is opened. If you know that tower, "
+                "name it yourself (--vision-tower)."
             )
         return str(named)
 

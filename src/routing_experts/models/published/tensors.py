@@ -2,8 +2,9 @@
 
 import json
 import pickle
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from routing_experts.errors import CheckpointError
+from routing_experts.errors import CheckpointError, first_line
 
 _WHOLE = ("model", "pytorch_model")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 PROJECTOR_ALONE = ("mm_projector",)  # the file of LLaVA's first training stage
 
 
@@ -74,15 +76,32 @@ def open_tensors(folder: Path, unpickle: bool = False, stems: tuple[str, ...] = 
                 tensors.add(whole, unpickle)
                 return tensors
         if ending == ".safetensors" and stems == _WHOLE:
-            for path in sorted(folder.glob("*.safetensors")):
+            files = [path for path in sorted(folder.glob("*.safetensors")) if path.stem not in PROJECTOR_ALONE]
+            _check_no_shard_lacks(files)
+            for path in files:
                 tensors.add(path, unpickle)
-            if tensors.shapes:
+            if files:
                 return tensors
     raise CheckpointError(
         f"{folder} holds no weights: {stems[0]}.safetensors, shards with {stems[0]}.safetensors.index.json, or "
         f"{stems[-1]}.bin were looked for. Give the folder of a checkpoint, downloaded whole"
         + ("." if unpickle else "; if its weights were published as .bin files alone, allow those with --unpickle.")
     )
+
+
+def _check_no_shard_lacks(files: Sequence[Path]) -> None:
+    """Raises ``CheckpointError`` if shards, which say how many they are, are not all there; no index tells so."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for path in files:
+        if (match := _SHARD.fullmatch(path.stem)) is not None:
+            found.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, count), numbers in found.items():
+        if lacking := sorted(set(range(1, count + 1)) - numbers):
+            named = ", ".join(f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in lacking[:5])
+            raise CheckpointError(
+                f"{files[0].parent} lacks {named} ({len(lacking)} of {count} shards), and the index of shards too. "
+                "Download the checkpoint again, whole."
+            )
 
 
 def _open_shards(tensors: Tensors, index: Path, unpickle: bool) -> None:
@@ -140,7 +159,7 @@ def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Ca
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as tensors ({_first_line(error)}): cut short, or it holds more than "
+            f"{path} cannot be read as tensors ({first_line(error)}): cut short, or it holds more than "
             "tensors, which is never unpickled. Download it again."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -157,7 +176,3 @@ def _pickle_refused(path: Path) -> CheckpointError:
         "tensors are read by torch's weights-only reader, which runs no code of the file, and what is written are "
         "safetensors. Only do so with a file whose origin you trust."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -39,5 +39,4 @@ def write_model(model: Any, processor: Any, output: Path) -> None:
     with staged(place) as staging:
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
-        staging.chmod(0o755)
         os.replace(staging, place)

@@ -7,10 +7,10 @@ from typing import Any
 
 from routing_experts.errors import CheckpointError
 from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
-from routing_experts.models.published.blueprint import Blueprint, PictureSettings
+from routing_experts.models.published.blueprint import Blueprint, PictureSettings, described_by
 from routing_experts.models.published.clip import STOCK_LEFT_OUT, clip_settings
-from routing_experts.models.published.language import LANGUAGE_RULES, llama_config
-from routing_experts.models.published.llava import CAUSES, PROJECTOR_RULES, check_settings
+from routing_experts.models.published.language import LANGUAGE_RULES, has_head, llama_config
+from routing_experts.models.published.llava import CAUSES, PROJECTOR_RULES, check_settings, check_width
 from routing_experts.models.published.renames import Part, Rule
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.tensors import Tensors
@@ -18,7 +18,10 @@ from routing_experts.models.published.tensors import Tensors
 _FAST = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
 _SLOW = "model.vision_tower.slow_vision_tower.vision_tower."
 _TOWER = "model.vision_tower."
-_XXLARGE = 3072  # channels of the ConvNeXt that normalises with 1e-5
+_DEPTHWISE = re.compile(r"stages\.(\d)\.blocks\.(\d{1,3})\.conv_dw\.weight")
+_XXLARGE = "convnext_xxlarge"  # which normalises with 1e-5
+# Of the last maps of the ConvNeXts that LLaVA-HR was published with.
+_CHANNELS = {"convnext_large": 1536, _XXLARGE: 3072}
 _STAGE = rf"{_TOWER}slow_tower.encoder.stages.\1"
 _BLOCK = rf"{_STAGE}.layers.\2"
 
@@ -42,7 +45,7 @@ def _slow_rules(prefix: str) -> tuple[Rule, ...]:
         Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.norm{kept}", rf"{_BLOCK}.layernorm.\3"),
         Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12]){kept}", rf"{_BLOCK}.pwconv\3.\4"),
         Rule(rf"{prefix}stages\.(\d+)\.blocks\.(\d+)\.(?:weight|gamma)", rf"{_BLOCK}.layer_scale_parameter"),
-        Rule(rf"{prefix}(?:head|norm_pre)\..+", None, "there is no head"),
+        Rule(rf"{prefix}head\..+", None, "there is no head"),
     )
 
 
@@ -89,19 +92,19 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
         sources.refuse_slow_tower(folder, "holds its own towers, which were tuned")
     slow = checkpoint if has_towers else sources.open_slow_tower(folder)
     fast_prefix, slow_prefix = (_FAST, _SLOW) if has_towers else ("vision_model.", "")
-    vision = LlavaHrVisionConfig(
-        **clip_settings(fast, fast_prefix, sources.tower_name(raw), sources.named_tower() if has_towers else fast),
-        **_slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow"))),
-        input_image_size=raw.get("input_image_size", 1024),
-        freeze_vision=bool(raw.get("freeze_vision", False)),
-        adapter_layers=[],
-    )
-    if not vision.freeze_vision:
-        quarter = vision.num_hidden_layers // 4
-        vision.adapter_layers = [quarter - 1, 2 * quarter - 1, 3 * quarter - 1]
-    config = LlavaHrConfig(
-        text_config=llama_config(raw, folder, "lm_head.weight" in checkpoint.shapes), vision_config=vision
-    )
+    clip = clip_settings(fast, fast_prefix, sources.tower_name(raw), sources.named_tower() if has_towers else fast)
+    check_width(raw, folder, clip["hidden_size"])
+    freeze_vision, side = _told(raw, folder)
+    text = llama_config(raw, folder, has_head((checkpoint, *(part.tensors for part in others))))
+    with described_by(folder):
+        vision = LlavaHrVisionConfig(
+            **clip,
+            **_slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow"))),
+            input_image_size=side,
+            freeze_vision=freeze_vision,
+            adapter_layers=[] if freeze_vision else _quarters(clip["num_hidden_layers"], folder),
+        )
+        config = LlavaHrConfig(text_config=text, vision_config=vision)
     if has_towers:
         own = (*_fast_rules(re.escape(_FAST)), *_slow_rules(re.escape(_SLOW)), *_JOINING, *LANGUAGE_RULES)
         parts: tuple[Part, ...] = (Part("the checkpoint", checkpoint, own), *others)
@@ -123,23 +126,50 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
     return Blueprint(config, LlavaHrForConditionalGeneration, parts, pictures, _CAUSES)
 
 
+def _told(raw: Mapping[str, Any], folder: Path) -> tuple[bool, int]:
+    """Whether the towers are frozen, and so without adapters, and a picture's side in pixels."""
+    freeze_vision, side = raw.get("freeze_vision"), raw.get("input_image_size")
+    if not isinstance(freeze_vision, bool) or not isinstance(side, int):
+        raise CheckpointError(
+            f"{folder}/config.json says freeze_vision {freeze_vision!r} and input_image_size {side!r}: true or false, "
+            "and pixels, which tensors do not tell. Restore the checkpoint's own configuration."
+        )
+    return freeze_vision, side
+
+
+def _quarters(layers: int, folder: Path) -> list[int]:
+    """The last layer of each quarter but the last: an adapter stands behind it."""
+    if layers % 4:
+        raise CheckpointError(
+            f"{folder}: a CLIP tower of {layers} layers, where LLaVA-HR's adapters stand behind each quarter of them. "
+            "Give a tower whose layers can be divided so."
+        )
+    return [quarter * layers // 4 - 1 for quarter in (1, 2, 3)]
+
+
 def _slow_sizes(tower: Tensors, prefix: str, name: str) -> dict[str, Any]:
     """A ConvNeXt's widths and depths, read off its tensors; its name says how it normalises."""
     shapes = {key.removeprefix(prefix): shape for key, shape in tower.shapes.items() if key.startswith(prefix)}
     widths: dict[int, int] = {}
-    depths: dict[int, int] = {}
+    blocks: dict[int, set[int]] = {}
     for key, shape in shapes.items():
-        parts = key.split(".")
-        if parts[0] == "stages" and parts[2:3] == ["blocks"] and key.endswith("conv_dw.weight"):
-            stage, block = int(parts[1]), int(parts[3])
-            widths[stage], depths[stage] = shape[0], max(depths.get(stage, 0), block + 1)
-    if sorted(widths) != list(range(4)):
+        if (match := _DEPTHWISE.fullmatch(key)) is not None:
+            stage = int(match[1])
+            widths[stage] = shape[0]
+            blocks.setdefault(stage, set()).add(int(match[2]))
+    if sorted(widths) != list(range(4)) or any(found != set(range(len(found))) for found in blocks.values()):
         raise CheckpointError(
-            f"{tower.folder} holds no ConvNeXt of four stages of convolutions where LLaVA-HR has one ({name}). Give "
-            "the tower that it was trained with."
+            f"{tower.folder} holds no ConvNeXt of four stages of convolutions where LLaVA-HR has one ({name}), or some "
+            "of its blocks are missing. Give the tower that it was trained with, whole."
+        )
+    named = next((channels for kind, channels in _CHANNELS.items() if kind in name), None)
+    if widths[3] in _CHANNELS.values() and named not in (None, widths[3]):
+        raise CheckpointError(
+            f"{tower.folder}: vision_tower_slow is {name}, whose last map has {named} channels, and the ConvNeXt's has "
+            f"{widths[3]}. One of the two is another checkpoint's: give the tower that belongs to it."
         )
     return {
         "slow_hidden_sizes": [widths[stage] for stage in range(4)],
-        "slow_depths": [depths[stage] for stage in range(4)],
-        "slow_norm_eps": 1e-5 if "xxlarge" in name or widths[3] == _XXLARGE else 1e-6,
+        "slow_depths": [len(blocks[stage]) for stage in range(4)],
+        "slow_norm_eps": 1e-5 if _XXLARGE in name or widths[3] == _CHANNELS[_XXLARGE] else 1e-6,
     }
