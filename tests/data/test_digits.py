@@ -173,6 +173,16 @@ def test_grids_have_a_cell_a_digit():
     assert place_names(5, 3)[-1] == "row 2 column 2"
 
 
+def test_pictures_may_be_scaled_once_they_are_drawn():
+    """Guards controls that see less: the same questions of the same pictures, at fewer pixels."""
+    whole, scaled = (DigitsTask(text_share=0, seed=5, cell=64, width=width) for width in (None, 16))
+    for index in range(5):
+        one, other = whole[index], scaled[index]
+        assert one.turns == other.turns
+        assert other.images[0].size == (16, 16)
+        assert other.images[0] == one.images[0].resize((16, 16), Image.Resampling.BICUBIC)
+
+
 def test_digits_in_larger_cells_are_as_large_and_lie_anywhere():
     """Guards small digits in large pictures: the same questions, and every digit within its own cell."""
     small, large = DigitsTask(text_share=0, seed=5), DigitsTask(text_share=0, seed=5, cell=64)
@@ -202,6 +212,7 @@ def test_digits_in_larger_cells_are_as_large_and_lie_anywhere():
         ({"columns": 0}, "4 digits in 0 columns"),
         ({"text_share": 1.5}, "text_share 1.5"),
         ({"cell": 15}, "cells of 15 pixels"),
+        ({"width": 0}, "pictures of 0 pixels"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

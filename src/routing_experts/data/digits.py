@@ -93,6 +93,7 @@ class DigitsTask:
         text_tasks: which questions are asked without one.
         num_digits, columns: the grid.
         cell: pixels of a digit's cell; in larger ones the digits, of 12 to 15 pixels, are small in their picture.
+        width: pixels that a picture is scaled to, once it is drawn; None to leave it.
     """
 
     split: str = "train"
@@ -105,6 +106,7 @@ class DigitsTask:
     num_digits: int = 4
     columns: int = 2
     cell: int = CELL
+    width: int | None = None
 
     def __post_init__(self) -> None:
         handwriting(self.split)
@@ -123,6 +125,8 @@ class DigitsTask:
             )
         if self.cell < CELL:
             raise ConfigError(f"digits in cells of {self.cell} pixels: they need {CELL}. Set cell to at least {CELL}.")
+        if self.width is not None and self.width < 1:
+            raise ConfigError(f"digits pictures of {self.width} pixels: they need one. Set width to 1 or more.")
         if not 0 <= self.text_share <= 1:
             raise ConfigError(f"text_share {self.text_share}: it is a share of the dialogues. Set it from 0 to 1.")
 
@@ -135,7 +139,11 @@ class DigitsTask:
         if not pictured:
             return Record(name, tuple(turns))
         turns[0] = replace(turns[0], question=f"{IMAGE_PLACEHOLDER}\n{turns[0].question}")
-        return Record(name, tuple(turns), (draw_picture(scene.digits, self.columns, self.split, rng, self.cell),))
+        picture = draw_picture(scene.digits, self.columns, self.split, rng, self.cell)
+        if self.width is not None:
+            size = (self.width, max(1, round(self.width * picture.height / picture.width)))
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        return Record(name, tuple(turns), (picture,))
 
     def _draw_dialogue(self, num_turns: int, pictured: bool, rng: np.random.Generator) -> tuple[Scene, list[Turn]]:
         """Draws tasks and answers first, which keeps answers balanced, then digits until all questions can be asked.

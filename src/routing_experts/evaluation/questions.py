@@ -21,7 +21,9 @@ class Question:
     task: str
 
 
-def digits_questions(count: int, seed: int, split: str = "heldout", turns: int = 1, cell: int = CELL) -> list[Question]:
+def digits_questions(
+    count: int, seed: int, split: str = "heldout", turns: int = 1, cell: int = CELL, width: int | None = None
+) -> list[Question]:
     """Fresh questions about handwriting of a split.
 
     Args:
@@ -29,11 +31,11 @@ def digits_questions(count: int, seed: int, split: str = "heldout", turns: int =
         seed: of the questions.
         split: of the handwriting.
         turns: of a dialogue, whose last question is asked.
-        cell: pixels of a digit's cell, see ``DigitsTask``.
+        cell, width: pixels of a digit's cell and of a picture, see ``DigitsTask``.
     """
     if count < 1:
         raise ConfigError(f"{count} questions: an evaluation asks at least one. Raise the number.")
-    task = DigitsTask(split=split, seed=seed, min_turns=turns, max_turns=turns, cell=cell)
+    task = DigitsTask(split=split, seed=seed, min_turns=turns, max_turns=turns, cell=cell, width=width)
     return [_last_question(task[index]) for index in range(count)]
 
 

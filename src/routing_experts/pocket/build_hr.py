@@ -2,8 +2,8 @@
 
 ``python -m routing_experts.pocket.build_hr FOLDER`` writes the model with its processor: the language model knows the
 digits' questions already, the towers and what joins them are untrained, as before LLaVA-HR's own training. It looks at
-pictures of 128 pixels: CLIP sees them at 32, where a digit of 12 to 15 pixels is a smudge of three or four; the
-ConvNeXt sees them whole. Both maps have four places a side, so a picture is 16 tokens.
+pictures of 128 pixels: CLIP sees them at 16, where a digit of 12 to 15 pixels is a spot of two; the ConvNeXt sees them
+whole. Both maps have four places a side, so a picture is 16 tokens; CLIP's three by three positions are spread to them.
 """
 
 import sys
@@ -19,7 +19,9 @@ from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGenera
 from routing_experts.models.load import load_base, load_processor
 
 PICTURE_SIZE = 128
+LOW_RESOLUTION = 16  # pixels of the picture that CLIP gets
 CELL = PICTURE_SIZE // 2  # of a digit, in pictures of two by two
+LAYER_SCALE = 0.1  # of the ConvNeXt's blocks, which would do next to nothing for a short training at 1e-6
 SEED = 0
 
 
@@ -41,15 +43,15 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model() -> Any:
-    """A LLaVA-HR of two million parameters, half of them the pocket model's."""
+    """A LLaVA-HR of two million parameters, two thirds of them the pocket model's."""
     pocket = load_base("pocket")
     vision = LlavaHrVisionConfig(
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
+        image_size=12,
+        patch_size=4,
         input_image_size=PICTURE_SIZE,
         slow_hidden_sizes=(24, 48, 96, 128),
         slow_depths=(1, 1, 2, 1),
@@ -65,6 +67,9 @@ def build_model() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = LlavaHrForConditionalGeneration(config)  # type: ignore[arg-type]
+        for name, parameter in model.model.vision_tower.slow_tower.named_parameters():
+            if name.endswith("layer_scale_parameter"):
+                parameter.data.fill_(LAYER_SCALE)
     model.model.language_model.load_state_dict(pocket.model.language_model.state_dict())
     model.generation_config = pocket.generation_config
     return model.eval()

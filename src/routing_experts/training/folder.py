@@ -39,6 +39,7 @@ AS_BEFORE = {
     "roe.router_input": "routing_tokens",
     "training.length_window": 1,
     "data.split": "train",
+    "data.digits.cell": 16,
     "data.on_fault": "error",
     "data.max_faulty": 0.01,
 }
