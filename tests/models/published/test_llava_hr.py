@@ -5,6 +5,7 @@ Sizes: S is 256, so that CLIP's 6 × 6 positions are spread over 8 × 8 patches 
 
 import json
 import math
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from published import (
     SIZES_7B,
     SIZES_13B,
     TINY,
+    clip_shapes,
     convnext_shapes,
     drawn,
     fusion_shapes,
@@ -41,8 +43,10 @@ from routing_experts.models.llava_hr.adapters import ResolutionAdapter, aligned
 from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration, LlavaHrVisionModel
 from routing_experts.models.load import load_processor
 from routing_experts.models.published.blueprint import shapes_of
+from routing_experts.models.published.language import LANGUAGE_RULES
 from routing_experts.models.published.llava_hr import llava_hr_blueprint
 from routing_experts.models.published.reading import import_published
+from routing_experts.models.published.renames import Part, left_out
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.writing import write_model
 
@@ -237,6 +241,53 @@ def test_a_first_stage_is_put_together_with_what_it_was_trained_beside(published
     want = plain.llava_hr_features({n: v.double() for n, v in whole.items()}, picture(), TINY, 1e-6, adapters=False)
     got = features(in_double(tmp_path / "imported"), picture())[0]
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("sizes", [SIZES_7B, SIZES_13B], ids=["7B", "X-13B"])
+def test_every_name_of_a_first_stage_at_the_published_sizes_is_covered(sizes, tmp_path, monkeypatch):
+    """Guards stage-1 checkpoints of the real models: four folders make one model, on names and shapes alone."""
+    language = Part("the language model", outline(tmp_path, language_shapes(sizes)), LANGUAGE_RULES)
+    monkeypatch.setattr(
+        Sources, "open_checkpoint", lambda self, folder: (outline(folder, stage_one_shapes(sizes)), (language,))
+    )
+    stock = clip_shapes(sizes, "vision_model.") | {"logit_scale": (), "text_projection.weight": (768, 768)}
+    monkeypatch.setattr(Sources, "open_tower", lambda self, raw: outline(tmp_path, stock))
+    monkeypatch.setattr(
+        Sources, "open_slow_tower", lambda self, folder: outline(tmp_path, convnext_shapes(sizes, "", "gamma"))
+    )
+    blueprint = llava_hr_blueprint(llava_hr_settings(sizes, freeze_vision=True), tmp_path, Sources())
+    places = blueprint.places(shapes_of(blueprint.model_class, blueprint.config))
+    assert blueprint.config.vision_config.adapter_layers == []
+    assert not any("adapters" in name for name in places)
+    assert left_out(blueprint.parts)["CLIP's other half"] == 2
+
+
+def test_pixels_are_those_of_the_original(published):
+    """Guards preparation: padded in the mean colour, scaled once, and the low resolution made inside the tower."""
+    picture = Image.fromarray(np.random.default_rng(7).integers(0, 255, (40, 60, 3), np.uint8))
+    canvas = Image.new("RGB", (60, 60), (122, 116, 104))
+    canvas.paste(picture, (0, 10))
+    values = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64) / 255
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    want = ((values - mean) / std).transpose(2, 0, 1)
+    got = np.asarray(published.processor.image_processor(picture)["pixel_values"][0])
+    assert np.abs(got - want).max() < 1e-6
+
+
+def test_a_first_stage_becomes_a_second_with_adapters_that_change_nothing(published):
+    """Guards the way that docs show: adapters are named in the configuration, and begin as an identity."""
+    model = LlavaHrForConditionalGeneration.from_pretrained(published.loaded)
+    model.config.vision_config.adapter_layers = []
+    first = LlavaHrForConditionalGeneration(model.config)
+    first.load_state_dict(model.state_dict(), strict=False)
+    before = features(first, picture().float())
+    with TemporaryDirectory() as folder:
+        first.save_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        config.vision_config.adapter_layers, config.vision_config.freeze_vision = [0, 1, 2], False
+        second = LlavaHrForConditionalGeneration.from_pretrained(folder, config=config)
+    assert len(second.model.vision_tower.adapters) == 3
+    assert torch.allclose(features(second, picture().float()), before, atol=1e-6)
 
 
 def test_it_saves_loads_and_is_known_to_transformers(published):
