@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from counting import counting
 from routing_experts.errors import ConfigError, ModelFamilyError
 from routing_experts.models.auto import loader_class
 from routing_experts.models.cache import RoutedCache
@@ -67,6 +68,8 @@ def test_all_keep_is_bitwise_the_base_and_skipping_is_not(build, attention):
     batch, state = requests(model), {name: value.clone() for name, value in model.state_dict().items()}
     both = GREEDY | {"return_dict_in_generate": True, "output_logits": True}
     before, generated = model(**batch).logits, model.generate(**batch, **both)
+    several = GREEDY | {"num_beams": 3, "num_return_sequences": 2}
+    beams = model.generate(**batch, **several)
     route_everywhere(model, num_unrouted_layers=0)
     assert (model(**batch, routing_options=SKIP_ALL).logits - before).abs().max() > 0.1
     assert torch.equal(model(**batch, routing_options=KEEPING).logits, before)
@@ -76,6 +79,7 @@ def test_all_keep_is_bitwise_the_base_and_skipping_is_not(build, attention):
     kept = model.generate(**batch, **both, routing_options=KEEPING)
     assert torch.equal(kept.sequences, generated.sequences)
     assert torch.equal(torch.stack(kept.logits), torch.stack(generated.logits))
+    assert torch.equal(model.generate(**batch, **several, routing_options=KEEPING), beams)
     revert(model)
     assert state.keys() == model.state_dict().keys()
     assert torch.equal(model(**batch).logits, before)
@@ -168,13 +172,36 @@ def test_sliding_window_layers_can_be_skipped():
 
 
 @torch.no_grad()
-def test_saved_and_loaded_it_computes_the_same(build, tmp_path):
+def test_skipped_rows_run_nothing(build):
+    """Guards the compute that is saved: prefill and every step run a layer's kept rows, and no others."""
+    model = route_everywhere(build(), num_unrouted_layers=0)
+    batch = requests(model)
+    length = batch["input_ids"].shape[1]
+    forced = GREEDY | {"max_new_tokens": 4, "min_new_tokens": 4}
+    with counting(model) as calls:
+        model.generate(**batch, **forced, routing_options=RoutingOptions(route=MIXED))
+    for layer in range(NUM_LAYERS):
+        rows = int(MIXED[:, layer].sum())
+        for name in ("attention", "mlp"):
+            assert calls[layer, name, length] == ([rows] if rows else [])
+            assert calls[layer, name, 1] == ([rows] * 3 if rows else [])
+    assert {tokens for _, _, tokens in calls} == {length, 1}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}], ids=["whole", "sharded"])
+def test_saved_and_loaded_it_computes_the_same(build, dtype, shards, tmp_path):
     """Guards key conversion by family: all weights come back, the RoE parts among them, and so does the route."""
     model = route_everywhere(build(), seed=1)
-    batch = requests(model)
+    for parameter in model.parameters():  # as loading does it; ``to`` would round the rotary table too
+        parameter.data = parameter.data.to(dtype)
+    batch = requests(model, dtype=dtype)
     before = model(**batch).logits
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, **shards)
+    assert (len(list(tmp_path.glob("model*.safetensors"))) > 1) == bool(shards)
     loaded = from_pretrained(tmp_path)
+    assert loaded.dtype == dtype
     assert type(loaded).__name__ == type(model).__name__
     assert torch.equal(loaded(**batch).logits, before)
 

@@ -4,6 +4,7 @@ Only what belongs to the machine and the data is changed; gates, stages, schedul
 """
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -27,6 +28,7 @@ FAMILY_OF = {
     "qwen2.5-vl-7b": "qwen2_5_vl",
     "smolvlm": "smolvlm",
 }
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = ((40, 30), (16, 60), (24, 24), (33, 70))
 
 
@@ -105,3 +107,9 @@ def test_a_shipped_recipe_trains_through_its_stages(name, data, start, watched, 
     ]
     found = list(answer(loaded, processor, asked, prompt_format=recipe.data.prompt_format, max_new_tokens=2))
     assert [one.id for one in found] == ["picture", "text"]
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_benchmarks_recipes_are_recipes(path):
+    """Guards runs of hours against a setting that is no longer one."""
+    assert load_recipe(str(path)).training.steps > 0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from routing_experts.config import RoEConfig, TurnMarkers
@@ -20,6 +19,7 @@ from routing_experts.errors import CheckpointError
 from routing_experts.models.checkpoint import check_no_pickle
 from routing_experts.models.convert import convert
 from routing_experts.models.families import family_of
+from routing_experts.models.published.tensors import open_tensors
 
 _PARTS = {
     "adapter_MHA.conv_A.weight": "skip_down.weight",
@@ -86,16 +86,11 @@ def import_official(
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    if not any(folder.glob("*.safetensors")):
         check_no_pickle(folder, "model.safetensors")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file ({error}). Restore it.") from error
+    tensors = open_tensors(folder)
+    for name in tensors.shapes:
+        yield name, tensors.read(name)
 
 
 def _our_name(name: str, prefix: str, own: dict[str, Tensor]) -> str | None:
