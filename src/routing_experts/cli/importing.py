@@ -11,6 +11,10 @@ from routing_experts.errors import ConfigError
 
 VICUNA = "vicuna_v1"
 _ADVANCED = "What the checkpoint leaves out"
+Unpickle = Annotated[
+    bool,
+    typer.Option("--unpickle", help="Read .bin files too, the towers' as well: tensors alone, nothing in them is run."),
+]
 
 
 def import_checkpoint(
@@ -31,12 +35,7 @@ def import_checkpoint(
         str | None,
         typer.Option(help="The language model that a first stage was trained beside.", rich_help_panel=_ADVANCED),
     ] = None,
-    unpickle: Annotated[
-        bool,
-        typer.Option(
-            "--unpickle", help="Read .bin files too, the towers' as well: tensors alone, nothing in them is run."
-        ),
-    ] = False,
+    unpickle: Unpickle = False,
     base: Annotated[
         str | None,
         typer.Option(help="For a checkpoint of RoE's own code: the model that it was trained from."),
