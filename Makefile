@@ -95,7 +95,7 @@ dialogue: setup ## measure chats of four turns with the study's routed models, u
 mixture: setup ## check and halve 665,000 records beside json.load, and time loading; ten minutes and 2 GB on two CPU cores
 	$(BIN)/python benchmarks/mixture.py
 
-llava-hr: setup ## a small LLaVA-HR learns to read small digits, then to skip, recorded; 45 minutes on two CPU cores
+llava-hr: setup ## a small LLaVA-HR learns to read small digits, then to skip, beside controls, recorded; two hours on two CPU cores
 	$(BIN)/python benchmarks/llava_hr.py
 
 install-record: setup ## time a stranger's install: the wheel, an empty environment, the quickstart

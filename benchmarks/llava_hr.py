@@ -28,8 +28,8 @@ from routing_experts.training.folder import RunFolder
 from routing_experts.training.recipe import Recipe, load_recipe
 from routing_experts.training.run import train, tuned_base
 
-HERE = Path(__file__).parent / "llava_hr"
-RECORD = Path("benchmarks/results/llava-hr.json")
+ROOT = Path(__file__).parents[1]
+HERE, RECORD = ROOT / "benchmarks/llava_hr", ROOT / "benchmarks/results/llava-hr.json"
 QUESTION_SEED, QUESTIONS, SEEDS = 1000, 4000, (0, 1, 2)
 SKIPPED, LOST, MINUTES = 0.2, 0.02, 45  # the bars: at least, at most, at most
 
@@ -138,9 +138,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=QUESTIONS)
     parser.add_argument("--steps", type=int, help="Of each training, for a try; a file of its own is needed (--json).")
     told = parser.parse_args()
-    if told.steps and told.json == RECORD:
-        parser.error("--steps makes a try, no record: give another file (--json)")
-    folder = Path(f"runs/llava-hr-{told.steps}" if told.steps else "runs/llava-hr")
+    if (told.steps or told.questions != QUESTIONS) and told.json.resolve() == RECORD:
+        parser.error("--steps and --questions make a try, no record: give another file (--json)")
+    folder = ROOT / (f"runs/llava-hr-{told.steps}" if told.steps else "runs/llava-hr")
     if not (folder / "base" / "run.json").is_file():  # what was begun goes on from the start that it had
         build_hr.main(folder / "start")
     record = measured(recipes(folder, told.steps), told.questions) | {"environment": environment()}

@@ -183,7 +183,9 @@ def padding(path: Path, images: Path, encoder: Encoder) -> dict[str, Any]:
     found = {"shuffled": padded_share(shuffled, lengths)}
     for window in WINDOWS:
         sampler = SeedableRandomSampler(extents, data_seed=0)
-        order = StepOrder(sampler, BATCH, A_STEP // BATCH, 1, extents.__getitem__, window)
+        # As training does, whose sets are too large to keep: within a step by characters, over several by tokens.
+        size = dataset.extent if window == 1 else extents.__getitem__
+        order = StepOrder(sampler, BATCH, A_STEP // BATCH, 1, size, window)
         found[f"window {window}"] = padded_share(list(order), lengths)
     return {"padded_share": found, "dialogues": len(dataset), "batch_size": BATCH, "a_step": A_STEP}
 

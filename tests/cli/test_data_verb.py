@@ -61,6 +61,20 @@ def test_a_set_is_checked_halved_joined_and_trained_on(roe, digits, tmp_path, mo
     assert code == 0, errors
 
 
+def test_a_part_is_not_called_the_whole(roe, digits):
+    """Guards the verdict and the record of a check of the first records alone."""
+    code, said, _ = roe("data", "check", digits / FILE, "--first", "5", "--verify-images")
+    assert code == 0
+    assert "up to 5 of the first records, can be trained on" in " ".join(said.split())
+    assert "All of it" not in said
+    code, said, _ = roe("data", "check", digits / FILE, "--first", "5", "--json")
+    found = json.loads(said)
+    assert (found["first"], sum(one["records"] for one in found["sources"])) == (5, 5)
+    code, _, errors = roe("data", "check", digits / FILE, "--split", "test")
+    assert code == 1
+    assert "these are of sets on the hub" in " ".join(errors.split())
+
+
 def test_a_faulty_set_is_told_of_and_listed(roe, digits, tmp_path):
     """Exit code 1, the first faults in words, all of them in a file."""
     records = json.loads((digits / FILE).read_text())

@@ -52,6 +52,15 @@ def test_pictures_go_first_and_strangers_nowhere(templated, name):
         marked.apply_chat_template([{"role": "user", "content": [*asked, {"type": "audio"}]}])
 
 
+def test_messages_that_would_be_lost_are_refused(templated):
+    """Guards dialogues of tools and of prompts in between: the layout has no place for them."""
+    marked, asked = templated("vicuna_v1"), {"role": "user", "content": "What?"}
+    answered = {"role": "assistant", "content": "A kite."}
+    for message in ({"role": "system", "content": "Be brief."}, {"role": "tool", "content": "7"}):
+        with pytest.raises(TemplateError, match=f"a message from {message['role']}: user and assistant speak"):
+            marked.apply_chat_template([asked, answered, message, asked])
+
+
 def test_the_only_picture_is_moved_before_the_words_as_llava_moves_it(templated):
     marked = templated("vicuna_v1")
     first = render(marked, TURNS[:1], "", "vicuna_v1").text

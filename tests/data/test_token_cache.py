@@ -1,9 +1,11 @@
 """Guards tokens on disk: what they give is what the encoder gives, in every family, and stale ones are never used."""
 
 import copy
+import threading
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from routing_experts.data import token_cache, token_settings
@@ -74,7 +76,7 @@ def test_a_cache_gives_what_the_encoder_gives(family, here, monkeypatch, tmp_pat
         cache = TokenCache(tmp_path / "cache", encoder)
         for index in (4, 0, 3, 1, 2):
             assert_same(cache.encode(index, records[index]), encoder(records[index]))
-            assert cache.length(index) == len(encoder(records[index]).input_ids)
+            assert cache.length(index, records[index]) == len(encoder(records[index]).input_ids)
 
 
 def test_in_processes_of_its_own_from_files(tmp_path):
@@ -99,7 +101,10 @@ def test_a_picture_of_another_size_is_encoded_anew(here, monkeypatch, tmp_path):
     build(tmp_path / "cache", [before], 1, Tokenise(TokenSettings("qwen")), workers=1)
     encoder = Encoder(processor)
     assert len(encoder(before).input_ids) != len(encoder(after).input_ids)
-    assert_same(TokenCache(tmp_path / "cache", encoder).encode(0, after), encoder(after))
+    cache = TokenCache(tmp_path / "cache", encoder)
+    assert_same(cache.encode(0, after), encoder(after))
+    assert cache.length(0, before) == len(encoder(before).input_ids)
+    assert cache.length(0, after) is None
 
 
 def test_a_name_says_all_that_tokens_depend_on(processor):
@@ -142,15 +147,28 @@ def test_what_was_left_unfinished_is_no_cache(here, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["cache"]
 
 
-def test_a_cache_that_is_there_is_not_written_again(here, tmp_path):
+def test_a_cache_is_waited_for_and_not_written_again(here, tmp_path):
     """Guards runs that start together: whoever waited for another finds its cache, and leaves it alone."""
     here(load_processor("pocket"))
     folder, record = tmp_path / "cache", Record("r", (Turn("Hi", "Ho"),))
-    build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
-    (part,) = folder.glob("*.safetensors")
-    made = part.stat().st_ino
-    build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
-    assert part.stat().st_ino == made
+
+    def never(block):
+        raise AssertionError("written again")
+
+    def build_too():
+        build(folder, [record], 1, never, workers=1)
+        done.append(TokenCache.is_complete(folder))
+
+    done: list[bool] = []
+    with FileLock(tmp_path / ".cache.lock"):  # as another run holds it while it writes
+        waiting = threading.Thread(target=build_too)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        folder.mkdir()
+        (folder / "complete.json").write_text("{}")
+    waiting.join(10)
+    assert done == [True]
 
 
 def test_lost_and_damaged_parts_are_said(here, tmp_path):

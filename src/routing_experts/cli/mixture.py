@@ -35,7 +35,7 @@ class Bars:
     """
 
     def __init__(self, progress: Progress, title: str, total: int) -> None:
-        self.progress, self.total = progress, total
+        self.progress = progress
         self._reading = progress.add_task(title, total=total or None, said="")
         self._looking: TaskID | None = None
         self._bytes = self._records = self._pictures = 0
@@ -49,7 +49,7 @@ class Bars:
 
     def looked(self, count: int) -> None:
         """Told of so many pictures, once they were looked at."""
-        if self._looking is None:
+        if count and self._looking is None:
             self._looking = self.progress.add_task("pictures", total=None, said="")
         self._pictures += count
         self.move()
@@ -59,7 +59,7 @@ class Bars:
         self._moved = time.monotonic()
         seconds = max(self._moved - self._began, 1e-9)
         read = f"{self._bytes / 1e6:,.0f} MB, {self._bytes / 1e6 / seconds:,.0f} MB/s, " if self._bytes else ""
-        said = f"{read}{self._records:,} records"
+        said = f"{read}{self._records:,} records, {self._records / seconds:,.0f} a second"
         self.progress.update(self._reading, completed=self._bytes, said=said)
         if self._looking is not None:
             said = f"{self._pictures:,}, {self._pictures / seconds:,.0f} a second"

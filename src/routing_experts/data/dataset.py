@@ -110,7 +110,7 @@ class EncodedDataset(Dataset):
     def _counted(self, index: int) -> tuple[bool, int]:
         try:
             record = self.records[self.first + index]
-            known = None if self.tokens is None else self.tokens.length(self.first + index)
+            known = None if self.tokens is None else self.tokens.length(self.first + index, record)
             return bool(record.images), known or len(self.encoder.without_pixels(record).input_ids)
         except UNUSABLE:
             return NOTHING

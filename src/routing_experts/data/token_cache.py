@@ -88,19 +88,22 @@ class TokenCache:
         """
         part, place = self._part(index // PART), index % PART
         first, end = part.starts[place : place + 2]
-        shown = part.pictures[place : place + 2]
-        sizes = part.slice("sizes", *shown).tolist() if shown[0] < shown[1] else []
         images = [load_image(image, record.id) for image in record.images]
-        if first == end or sizes != [list(image.size) for image in images]:
+        if first == end or part.sizes(place) != [list(image.size) for image in images]:
             return self.encoder(record)
         ids, segments = (part.slice(name, first, end).astype(np.int64) for name in ("ids", "segments"))
         return self.encoder.with_pictures(record.id, torch.from_numpy(ids), torch.from_numpy(segments), images)
 
-    def length(self, index: int) -> int | None:
-        """A record's tokens; None if they are not here."""
+    def length(self, index: int, record: Record) -> int | None:
+        """A record's tokens; None if they are not here, or of pictures of other sizes.
+
+        Raises:
+            RecordError: if a picture cannot be read.
+        """
         part, place = self._part(index // PART), index % PART
         first, end = part.starts[place : place + 2]
-        return int(end - first) or None
+        sizes = [list(upright_size(image, record.id)) for image in record.images]
+        return int(end - first) if first < end and part.sizes(place) == sizes else None
 
     def _part(self, number: int) -> "_Part":
         """Raises ``TrainingError`` if it is not there or damaged."""
@@ -126,6 +129,11 @@ class _Part:
     def __init__(self, path: Path) -> None:
         self._file: Any = safe_open(path, framework="np")
         self.starts, self.pictures = (self._file.get_tensor(name) for name in ("starts", "pictures"))
+
+    def sizes(self, place: int) -> list[list[int]]:
+        """Width and height of each picture of a record."""
+        first, end = self.pictures[place : place + 2]
+        return self.slice("sizes", first, end).tolist() if first < end else []
 
     def slice(self, name: str, start: int, end: int) -> np.ndarray:
         """Some rows of an array; at least one."""

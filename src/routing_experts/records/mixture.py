@@ -78,6 +78,7 @@ class MixtureCheck(RecordFile):
         cut: what ended the reading early; None if all of it was read.
         verified: whether pictures were decoded to their last byte.
         max_length: the limit that lengths were held against.
+        first: of so many of the first records alone; None for all of them.
     """
 
     name: str
@@ -90,10 +91,11 @@ class MixtureCheck(RecordFile):
     environment: dict[str, Any]
     cut: str | None = None
     max_length: Positive | None = None
+    first: Positive | None = None
 
     @property
     def is_sound(self) -> bool:
-        """Whether a run could train on all of it."""
+        """Whether a run could train on all that was looked at."""
         wrong = sum(one.faulty + one.missing + one.unreadable for one in self.sources)
         too_long = sum(one.lengths.over for one in self.sources if one.lengths is not None)
         return self.cut is None and not wrong and not too_long

@@ -49,11 +49,12 @@ def _rates(record: MixtureCheck) -> str:
 
 def _sound(record: MixtureCheck) -> str:
     """What a check without faults says, as far as it looked."""
+    what = "All of it" if record.first is None else f"What was looked at, up to {record.first:,} of the first records,"
     if not sum(one.pictures for one in record.sources):
-        return "All of it can be trained on."
+        return f"{what} can be trained on."
     if record.verified:
-        return "All of it can be trained on: every picture was decoded."
-    return "Nothing is wrong with it as far as files' beginnings tell; --verify-images decodes the pictures."
+        return f"{what} can be trained on: every picture was decoded."
+    return f"{what} is sound as far as files' beginnings tell; --verify-images decodes the pictures."
 
 
 def _lengths(record: MixtureCheck) -> Grid:

@@ -94,7 +94,8 @@ def use_token_cache(recipe: Recipe, trained: EncodedDataset, console: Console) -
     settings, encoder = recipe.data, trained.encoder
     if settings.token_cache is None:
         return
-    folder = Path(settings.token_cache) / cache_name(_contents(settings, trained.records), encoder)
+    contents = on_main(lambda: _contents(settings, trained.records))
+    folder = Path(settings.token_cache) / cache_name(contents, encoder)
 
     def write() -> None:
         if TokenCache.is_complete(folder):

@@ -51,8 +51,8 @@ class FaultLog:
         self._check()
 
     def take(self, batch: MutableMapping[str, Any]) -> None:
-        """Takes a batch's faults out of it."""
-        self._new += batch.pop(FAULTS, ())
+        """Takes a batch's faults out of it; those that all processes know already are left."""
+        self._new += [fault for fault in batch.pop(FAULTS, ()) if fault.record not in self._known]
 
     def close_step(self, accelerator: Any) -> None:
         """Shares what a step's batches brought.

@@ -41,7 +41,6 @@ AS_BEFORE = {
     "data.split": "train",
     "data.digits.cell": 16,
     "data.on_fault": "error",
-    "data.max_faulty": 0.01,
 }
 # What a run may be mended by on its way, if that is said; anything of its data as well.
 MENDABLE = (CONTENTS, "training.learning_rate", "training.base_learning_rate", "training.max_grad_norm")

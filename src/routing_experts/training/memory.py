@@ -2,8 +2,9 @@
 
 Weights, gradients and optimiser state follow from names and shapes. Activations are counted by running one batch
 through forward and backward on tensors without data, and adding up what is alive at a time. Soft gates are counted,
-which compute and keep both paths of every layer: hard ones need less. The vision tower's activations are left out:
-where it is frozen, as in all stages of RoE, its layers hold nothing for the backward pass.
+which compute and keep both paths of every layer: hard ones need less. A frozen vision
+tower's activations are left out: its layers hold nothing for the backward pass. Those of a tuned one are counted where
+its family says how large a picture is, a picture a dialogue.
 """
 
 import weakref

@@ -22,7 +22,7 @@ from routing_experts.data.collate import Collator
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.faults import Fault
-from routing_experts.data.readers.sources import files_of
+from routing_experts.data.readers.sources import contents_of
 from routing_experts.data.square import padding_to_square
 from routing_experts.errors import (
     CheckpointError,
@@ -32,7 +32,7 @@ from routing_experts.errors import (
 )
 from routing_experts.models.checkpoint import fingerprint
 from routing_experts.models.load import from_pretrained, is_routed_folder, load_base, load_outline, load_processor
-from routing_experts.records import TrainingLog, digest_of, read_log
+from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.checks import check_engine
 from routing_experts.training.datasets import build_datasets, open_fault_log, use_token_cache
@@ -167,8 +167,8 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on beside recipe and base: how many records a step takes, and the data's bytes."""
     data = recipe.data
     facts: dict[str, Any] = {"records_a_step": recipe.training.dialogues_on(num_processes())}
-    if data.source != DIGITS and (files := files_of(data.source)):
-        facts[CONTENTS] = digest_of(files)[:16]
+    if data.source != DIGITS and (contents := contents_of(data.source)) is not None:
+        facts[CONTENTS] = contents[:16]
     return facts
 
 

@@ -189,3 +189,21 @@ def test_a_record_longer_than_many_pieces(tmp_path, monkeypatch):
     long = {"id": "long", "value": "word " * 100_000}
     items = list(JsonItems(write(tmp_path, json.dumps([{"id": 1}, long, {"id": 2}]))))
     assert [item.value for item in items] == [{"id": 1}, long, {"id": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("set.json", '[{"id": 0}, {"id": 1, "open": "' + "a" * 3000),
+        ("set.jsonl", '{"id": 0}\n[' + ", ".join(['{"id": 1}'] * 300) + "]"),
+    ],
+    ids=["a text that is never closed", "a list in one line"],
+)
+def test_a_record_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(json_items, "MAX_RECORD", 1000)
+    monkeypatch.setattr(json_items, "PIECE", 64)
+    (tmp_path / name).write_text(text)
+    items = iter(JsonItems(tmp_path / name))
+    assert next(items).value == {"id": 0}
+    with pytest.raises(RecordError, match=r"record 1, which begins at byte \d+, has no end within"):
+        next(items)

@@ -11,7 +11,7 @@ from PIL import Image
 from routing_experts.data.images import load_image
 from routing_experts.data.mixture.check import check_mixture
 from routing_experts.data.mixture.looking import Look
-from routing_experts.data.readers.sources import load_records, open_source
+from routing_experts.data.readers.sources import contents_of, load_records, open_source
 from routing_experts.data.records import Turn
 from routing_experts.errors import ConfigError, MissingExtraError, RecordError
 
@@ -170,6 +170,46 @@ def test_streams_that_break_or_do_not_tell_their_columns(monkeypatch):
     assert found.cut.startswith("owner/talks: the table cannot be loaded (the connection was lost)")
     with pytest.raises(RecordError, match="owner/talks: the table cannot be loaded"):
         list(open_source("owner/talks", once=True).items)
+
+
+def test_a_stream_whose_rows_have_columns_of_their_own(monkeypatch, tmp_path):
+    """Guards pictures that come after a record without any: no row speaks for the others."""
+    RED.save(tmp_path / "a.png")
+    rows = [{"id": "0", "messages": TEXT}, {"messages": TALK, "images": ["a.png"], "more": 1}]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    assert stream.column_names is None
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
+    source = open_source("owner/talks", images=tmp_path, once=True)
+    found = check_mixture(source, Look(True), workers=1)
+    assert (found.is_sound, sum(one.pictures for one in found.sources)) == (True, 1)
+    assert all("more" not in item.value for item in source.items)
+
+
+def test_the_hub_is_not_asked_before_its_errors_are_told(monkeypatch):
+    def broken():
+        raise ConnectionError("nobody there")
+        yield
+
+    def load(*_, **__):
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(broken))
+    with pytest.raises(RecordError, match="owner/talks: the table cannot be loaded"):
+        list(open_source("owner/talks", once=True).items)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(RecordError, match=r"cannot be loaded \(nobody there\)"):
+        open_source("owner/talks", once=True)
+
+
+def test_another_table_is_another_digest_and_folders_are_no_files(parquet):
+    """Guards resumed runs: parts that are added or changed are told, and what Spark leaves beside them is not read."""
+    before = contents_of(parquet)
+    assert before == open_source(parquet).items.digest()
+    (parquet / "folder.parquet").mkdir()
+    assert contents_of(parquet) == before
+    table([ROWS[1], ROWS[1]]).to_parquet(str(parquet / "part-1.parquet"))
+    assert contents_of(parquet) != before
+    assert contents_of("owner/talks") is None
 
 
 def test_without_the_extra_it_is_named(monkeypatch):

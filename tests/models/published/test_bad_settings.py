@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from bad_checkpoints import edit, refusal, rewrite
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from transformers import LlamaTokenizerFast
 
 from published import (
     TINY,
@@ -21,6 +23,14 @@ from published import (
 from routing_experts.errors import CheckpointError
 from routing_experts.models.published.reading import import_published
 from routing_experts.models.published.sources import Sources
+
+
+def test_another_width_is_no_other_vocabulary(place):
+    """Guards the likely cause: the rows are as many, they are of another length."""
+    edit(place.folder, hidden_size=64)
+    message = refusal(place.folder, place.sources)
+    assert f"model.embed_tokens.weight [{TINY.vocabulary}, 32], where [{TINY.vocabulary}, 64] is due" in message
+    assert "vocabulary is another one's" not in message
 
 
 def test_a_wrong_vocabulary(place):
@@ -108,6 +118,7 @@ def test_a_broken_tokenizer(place, name, text):
         ("embeddings.position_embedding.weight", (8, 16)),
         ("embeddings.position_embedding.weight", None),
         ("embeddings.patch_embedding.weight", (16,)),
+        ("encoder.layers.0.mlp.fc1.weight", (1,)),
     ],
 )
 def test_a_tower_without_a_square_of_patches(place, name, shape):
@@ -115,13 +126,23 @@ def test_a_tower_without_a_square_of_patches(place, name, shape):
     tensors = load_file(path)
     del tensors[f"vision_model.{name}"]
     save_file(tensors | ({f"vision_model.{name}": torch.ones(shape)} if shape else {}), path)
-    assert "are no CLIP tower's" in refusal(place.folder, place.sources)
+    message = refusal(place.folder, place.sources)
+    assert "are no CLIP tower's" in message or "where a CLIP tower is due" in message
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"vision_config": 3}'])
 def test_a_towers_broken_configuration(place, text):
     (place.root / "clip" / "config.json").write_text(text)
     assert "config.json" in refusal(place.folder, place.sources)
+
+
+def test_a_tokenizer_that_says_nothing_of_beginnings_and_ends(place):
+    """Guards answers that would never end: one file alone does not say which token ends them."""
+    tokenizer = LlamaTokenizerFast.from_pretrained(place.folder, legacy=False)
+    for path in place.folder.glob("*token*"):
+        path.unlink()
+    tokenizer.backend_tokenizer.save(str(place.folder / "tokenizer.json"))
+    assert "does not say which tokens begin and end a text" in refusal(place.folder, place.sources)
 
 
 def test_a_slow_tower_that_would_be_ignored(place):
@@ -213,7 +234,11 @@ def test_a_tower_of_another_width(place):
 
 def test_a_tower_that_is_neither_here_nor_known(place, monkeypatch):
     """Guards what is opened: a checkpoint may name the stock towers, and no other folder or repository."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def nowhere(*_, **__):
+        raise LocalEntryNotFoundError("nothing in the cache, and nobody to ask")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nowhere)
     assert "on the hub it cannot be reached" in refusal(place.folder, Sources())
     gone = Sources(vision_tower="/somebody/elses/clip")
     assert "/somebody/elses/clip is no folder here and no hub name" in refusal(place.folder, gone)

@@ -77,6 +77,7 @@ def check_mixture(
         environment=environment(),
         cut=cut,
         max_length=look.max_length,
+        first=limit,
     )
 
 

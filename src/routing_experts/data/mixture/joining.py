@@ -7,7 +7,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import floor, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from routing_experts.errors import ConfigError, RecordError, shown
 from routing_experts.records import Manifest, ManifestPart, StratumCount, digest_of
 
 Advance = Callable[[int], object]
-MOST = 100  # times that a set is taken: each is a reading of its own, all at once
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,16 @@ class Part:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not 0 < self.weight <= MOST:
+        if self.weight is not None and not (isfinite(self.weight) and self.weight > 0):
             raise ConfigError(
-                f"{self.items.name}: weight {self.weight}: it is a number above 0 and at most {MOST}, such as 0.5 for "
-                "half of the records or 2 for all of them twice. Correct it."
+                f"{self.items.name}: weight {self.weight}: it is a number above 0, such as 0.5 for half of the records "
+                "or 2 for all of them twice. Correct it."
             )
 
     @property
     def passes(self) -> int:
         """How often its file is read."""
-        if self.weight is None:
-            return 1
-        return floor(self.weight) + 2 * self.draws
+        return 1 + self.draws
 
     @property
     def draws(self) -> bool:
@@ -59,9 +56,10 @@ class Part:
 
 
 def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = lambda count: None) -> Manifest:
-    """Writes the parts, mingled: each is as far through its file as the others, and so are a part's copies.
+    """Writes the parts, mingled: each is as far through its file as the others, and a record's copies are neighbours.
 
-    So the last records, which a run may hold out, are of all parts, and what comes again there does not train.
+    So the last records, which a run may hold out, are of all parts, and no copy of them trains, but for the one at the
+    border.
 
     Args:
         parts: what is joined.
@@ -79,14 +77,14 @@ def join(parts: Sequence[Part], target: Path, seed: int = 0, advance: Advance = 
     written: Counter[Stratum] = Counter()
     found: Counter[Stratum] = Counter()
     taken: Counter[int] = Counter()
+    streams = [_stream(part, number, seed, advance) for number, part in enumerate(parts)]
     with RecordWriter(target) as writer:
-        for record in heapq.merge(*_streams(parts, seed, advance), key=lambda record: (record.progress, *record.order)):
-            number, copy = record.order
-            found[record.stratum] += copy == 0
-            if record.is_kept:
-                written[record.stratum] += 1
-                taken[number] += 1
-                writer.copy(_renamed(record.item, record.content, parts[number], copy))
+        for read in heapq.merge(*streams, key=lambda read: (read.progress, read.number)):
+            found[read.stratum] += 1
+            written[read.stratum] += read.times
+            taken[read.number] += read.times
+            for copy in range(read.times):
+                writer.copy(_renamed(read.item, read.content, parts[read.number], copy))
     told = [
         ManifestPart(
             name=part.items.path.name,
@@ -110,54 +108,47 @@ class _Read(NamedTuple):
 
     Attributes:
         progress: how far its file was read, from 0 to 1.
-        order: the part's number and the copy's, from 0.
+        number: of its part.
         content: as the file has it.
+        times: that it is written.
     """
 
     progress: float
-    order: tuple[int, int]
+    number: int
     item: Item
     content: bytes
     stratum: Stratum
-    is_kept: bool
+    times: int
 
 
-def _streams(parts: Sequence[Part], seed: int, advance: Advance) -> list[Iterator[_Read]]:
-    """A stream for each time that a part's records come."""
-    streams = []
-    for number, part in enumerate(parts):
-        counts = counts_of(_told(part.items, advance)) if part.draws else Counter[Stratum]()
-        for copy, keep in enumerate(_rounds(part, counts, f"{seed}/{number}")):
-            streams.append(_stream(part.items, (number, copy), keep, advance))
-    return streams
-
-
-def _stream(items: JsonItems, order: tuple[int, int], keep: Keep, advance: Advance) -> Iterator[_Read]:
-    size, last, strata = 0, 0, Strata()
-    for item, content in items.with_bytes():
-        size = size or items.path.stat().st_size
+def _stream(part: Part, number: int, seed: int, advance: Advance) -> Iterator[_Read]:
+    """A part's records, in order; where a share is drawn, they are counted before."""
+    keep = _keep(part, f"{seed}/{number}", advance)
+    whole, size, last, strata = floor(part.weight or 0), 0, 0, Strata()
+    for item, content in part.items.with_bytes():
+        size = size or part.items.path.stat().st_size
         advance(item.end - last)
         last, stratum = item.end, strata(item.value)
-        yield _Read(item.end / size, order, item, content, stratum, keep(item, stratum))
+        yield _Read(item.end / size, number, item, content, stratum, whole + keep(item, stratum))
 
 
-def _told(items: JsonItems, advance: Advance) -> Iterator[Item]:
+def _keep(part: Part, seed: str, advance: Advance) -> Keep:
+    """Which records are written once more than the whole weight says."""
+    if part.weight is None:
+        return authors_rule
+    share = part.weight % 1
+    if not share:
+        return lambda item, stratum: False
+    counts = counts_of(_advancing(part.items, advance))
+    return Drawing(counts, shares(counts, share, seed), seed)
+
+
+def _advancing(items: JsonItems, advance: Advance) -> Iterator[Item]:
     last = 0
     for item in items:
         advance(item.end - last)
         last = item.end
         yield item
-
-
-def _rounds(part: Part, counts: Counter[Stratum], seed: str) -> Iterator[Keep]:
-    """Which records each reading of a part keeps."""
-    if part.weight is None:
-        yield authors_rule
-        return
-    for _ in range(floor(part.weight)):
-        yield lambda item, stratum: True
-    if share := part.weight % 1:
-        yield Drawing(counts, shares(counts, share, seed), seed)
 
 
 def _renamed(item: Item, content: bytes, part: Part, copy: int) -> bytes:

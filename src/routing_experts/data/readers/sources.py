@@ -17,9 +17,11 @@ from routing_experts.data.readers.table_items import (
     is_table,
     parquet_files,
     parquet_table,
+    table_digest,
 )
 from routing_experts.data.records import Record
 from routing_experts.errors import ConfigError, RecordError
+from routing_experts.records import digest_of
 
 METADATA = "metadata.jsonl"
 SPLIT = "train"
@@ -60,14 +62,16 @@ def open_source(
         MissingExtraError: for tables, if what reads them is not installed.
     """
     path = Path(name)
-    _check_hub_s_own(path, subset, split)
     root = Path(images) if images is not None else None
     if path.is_dir() and (path / METADATA).is_file():
+        _check_hub_s_own(path, subset, split)
         return Source(JsonItems(path / METADATA), root or path)
     if is_table(path):
+        _check_hub_s_own(path, subset, split)
         return Source(parquet_table(path), root or (path if path.is_dir() else path.parent))
     if path.suffix.lower() in (".json", *LINES) or path.exists():
         _check_is_file(path)
+        _check_hub_s_own(path, subset, split)
         return Source(JsonItems(path), root or path.parent)
     if str(name).count("/") == 1:
         table = hub_stream(str(name), subset, split) if once else hub_table(str(name), subset, split, limit)
@@ -77,19 +81,21 @@ def open_source(
 
 def _check_hub_s_own(path: Path, subset: str | None, split: str) -> None:
     """Raises ``ConfigError`` for settings of a hub's set where the records lie on this machine."""
-    if path.exists() and (subset is not None or split != SPLIT):
+    if subset is not None or split != SPLIT:
         raise ConfigError(
             f"{path} with subset={subset!r}, split={split!r}: these are of sets on the hub, and would be ignored. "
             "Leave them out, or name a set on the hub."
         )
 
 
-def files_of(name: str | Path) -> list[Path]:
-    """The files that hold the records of a source on this machine; none of a set on the hub."""
+def contents_of(name: str | Path) -> str | None:
+    """What tells a source on this machine from one of other records; None for a set on the hub."""
     path = Path(name)
     if (path / METADATA).is_file():
-        return [path / METADATA]
-    return parquet_files(path) or ([path] if path.is_file() else [])
+        return digest_of([path / METADATA])
+    if files := parquet_files(path):
+        return table_digest(files)
+    return digest_of([path]) if path.is_file() else None
 
 
 def _check_is_file(path: Path) -> None:

@@ -1,5 +1,7 @@
 """Tables of Hugging Face ``datasets``: parquet files, folders of them, and sets on the hub by name."""
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +12,9 @@ from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.pictures import FIELDS
 from routing_experts.errors import RecordError, RoutingExpertsError, first_line, shortened
 from routing_experts.optional import need
-from routing_experts.records import digest_of
 
 PARQUET = ".parquet"
+FOOTER = 1 << 16  # bytes at a file's end, or more than its list of parts takes
 READ = (*FIELDS, LLAVA.field, MESSAGES.field, "id", "task", "tasks")
 
 
@@ -26,23 +28,25 @@ class TableItems:
     """
 
     def __init__(self, name: str, table: Any, files: Sequence[Path] = ()) -> None:
-        self.name, self.table, self.files = name, _undecoded(table), files
+        self.name, self.files = name, files
+        with _as_record_error(name):
+            self.table = _undecoded(table)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Item]:
-        with _told(self.name):
+        with _as_record_error(self.name):
             for index, row in enumerate(self.table):
-                yield Item(index, row)
+                yield Item(index, {name: value for name, value in row.items() if name in READ})
 
     def at(self, item: Item) -> Any:
         """The row of an item's index."""
         return self.table[item.index]
 
     def digest(self) -> str:
-        """Of the files' bytes, or what ``datasets`` knows a set of the hub by."""
-        return digest_of(self.files) if self.files else str(self.table._fingerprint)
+        """See ``table_digest``; what ``datasets`` knows it by for a set of the hub."""
+        return table_digest(self.files) if self.files else str(self.table._fingerprint)
 
     def where(self, index: int) -> str:
         """The table and the row's number."""
@@ -69,8 +73,20 @@ def parquet_table(path: Path) -> TableItems:
 
 def parquet_files(path: Path) -> list[Path]:
     """A parquet file, or those of a folder; none otherwise."""
-    found = sorted(path.glob(f"*{PARQUET}")) if path.is_dir() else [path]
-    return [file for file in found if file.suffix == PARQUET]
+    if not path.is_dir():
+        return [path] if path.suffix == PARQUET else []
+    return sorted(file for file in path.glob(f"*{PARQUET}") if file.is_file())
+
+
+def table_digest(files: Sequence[Path]) -> str:
+    """SHA-256 of parquet files' sizes and ends, where each lists its parts: pictures in them are not read for it."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - FOOTER))
+            digest.update(f"{path.name} {size}\n".encode() + file.read())
+    return digest.hexdigest()
 
 
 def hub_table(name: str, subset: str | None, split: str, limit: int | None) -> TableItems:
@@ -88,7 +104,7 @@ def hub_table(name: str, subset: str | None, split: str, limit: int | None) -> T
     if limit is None:
         return TableItems(name, _loaded(name, name, subset, split=split))
     datasets = need("datasets", "data", f"reading {name}")
-    with _told(name):
+    with _as_record_error(name):
         builder = datasets.load_dataset_builder(name, subset)
         stream = _undecoded(builder.as_streaming_dataset(split=split)).take(limit)
         asked = [name, builder.hash, subset, split, limit]  # the same in every process and run: fetched once
@@ -105,21 +121,21 @@ def hub_stream(name: str, subset: str | None, split: str) -> TableItems:
 
 def _loaded(name: str, *args: Any, **settings: Any) -> Any:
     datasets = need("datasets", "data", f"reading {name}")
-    with _told(name):
+    with _as_record_error(name):
         return datasets.load_dataset(*args, **settings)
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _as_record_error(name: str) -> Iterator[None]:
     """What ``datasets`` and the hub raise becomes a ``RecordError``."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # of the client, timeouts among them; the hub's own are of them
 
     try:
         yield
     except RoutingExpertsError:
         raise
-    except (DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+    except (DatasetsError, HTTPError, OSError, ValueError) as error:
         reason = shortened(first_line(error))
         raise RecordError(
             f"{name}: the table cannot be loaded ({reason}). Give a .json or .jsonl file, a folder with "
@@ -133,8 +149,8 @@ def _undecoded(table: Any) -> Any:
     Any other column could hold pictures too, whose paths lead anywhere.
     """
     datasets = need("datasets", "data", "reading tables")
-    names = table.column_names or list(next(iter(table), {}))  # some streams do not tell
-    table = table.select_columns([name for name in names if name in READ])
+    if table.column_names is not None:  # some streams do not tell: their rows are cut down as they come
+        table = table.select_columns([name for name in table.column_names if name in READ])
     features = table.features or {}
     for name in FIELDS:
         feature = features.get(name)

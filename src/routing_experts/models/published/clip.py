@@ -13,6 +13,7 @@ from routing_experts.models.published.tensors import Tensors
 # Those that LLaVAs were published with; what their configurations say beyond the shapes of their tensors.
 _HEADS = {("clip-vit-large-patch14-336", 1024): 16, ("clip-vit-large-patch14", 1024): 16}
 
+_WIDENING = "encoder.layers.0.mlp.fc1.weight"  # [the layers' inner width, their width]
 POSITION_IDS = Rule(r"(?:.*\.)?embeddings\.position_ids", None, "counted anew")
 # Of a whole CLIP, what no tower needs.
 STOCK_LEFT_OUT = (
@@ -34,14 +35,14 @@ def clip_settings(tower: Tensors, prefix: str, name: str, stock: Tensors | None)
         CheckpointError: if it is no CLIP tower, or the number of its heads cannot be told.
     """
     shapes = {key.removeprefix(prefix): shape for key, shape in tower.shapes.items() if key.startswith(prefix)}
-    if "embeddings.class_embedding" not in shapes or "encoder.layers.0.mlp.fc1.weight" not in shapes:
+    if "embeddings.class_embedding" not in shapes or len(shapes.get(_WIDENING, ())) != 2:
         kind = "a SigLIP tower" if any("head.probe" in key or "post_layernorm" in key for key in shapes) else "no tower"
         raise CheckpointError(
             f"{tower.folder} holds {kind} where a CLIP tower is due: there is no class embedding in it. Give the tower "
             f"that the checkpoint was trained with, {name}."
         )
     config_file = None if stock is None else stock.folder / "config.json"
-    told = _told(config_file)
+    told = _vision_part(config_file)
     width, patch, patches = _measured(shapes, tower.folder)
     heads = told.get("num_attention_heads") or _HEADS.get((name.rpartition("/")[2], width))
     if heads is None:
@@ -51,7 +52,7 @@ def clip_settings(tower: Tensors, prefix: str, name: str, stock: Tensors | None)
         )
     read = {
         "hidden_size": width,
-        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "intermediate_size": shapes[_WIDENING][0],
         "num_hidden_layers": len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")}),
         "num_attention_heads": heads,
         "patch_size": patch,
@@ -77,7 +78,7 @@ def _measured(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> tuple[int,
     return patch[0], patch[2], table[0] - 1
 
 
-def _told(config_file: Path | None) -> Mapping[str, Any]:
+def _vision_part(config_file: Path | None) -> Mapping[str, Any]:
     """The vision part of a CLIP's configuration."""
     if config_file is None or not config_file.is_file():
         return {}

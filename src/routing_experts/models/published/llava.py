@@ -35,7 +35,7 @@ CAUSES = (
         "The tower is a SigLIP, and a CLIP is due: give its own.",
     ),
     (
-        r"(?:embed_tokens|lm_head)\S* \[",
+        r"(?:embed_tokens|lm_head)\S* \[(\d+), (\d+)\], where \[(?!\1,)\d+, \2\]",
         "The vocabulary is another one's: give the configuration that belongs to these weights.",
     ),
     (r"align_stages|slow_vision_tower", "It is a LLaVA-HR, but its configuration lacks is_multipath_encoder."),

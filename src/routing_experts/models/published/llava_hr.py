@@ -8,7 +8,7 @@ from typing import Any
 from routing_experts.errors import CheckpointError
 from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHrVisionConfig
 from routing_experts.models.published.blueprint import Blueprint, PictureSettings, described_by
-from routing_experts.models.published.clip import STOCK_LEFT_OUT, clip_settings
+from routing_experts.models.published.clip import POSITION_IDS, STOCK_LEFT_OUT, clip_settings
 from routing_experts.models.published.language import LANGUAGE_RULES, has_head, llama_config
 from routing_experts.models.published.llava import CAUSES, PROJECTOR_RULES, check_settings, check_width
 from routing_experts.models.published.renames import Part, Rule
@@ -19,6 +19,7 @@ _FAST = "model.vision_tower.fast_vision_tower.vision_tower.vision_model."
 _SLOW = "model.vision_tower.slow_vision_tower.vision_tower."
 _TOWER = "model.vision_tower."
 _DEPTHWISE = re.compile(r"stages\.(\d)\.blocks\.(\d{1,3})\.conv_dw\.weight")
+_CONVOLUTION = 4  # axes of its weight
 _XXLARGE = "convnext_xxlarge"  # which normalises with 1e-5
 # Of the last maps of the ConvNeXts that LLaVA-HR was published with.
 _CHANNELS = {"convnext_large": 1536, _XXLARGE: 3072}
@@ -28,7 +29,8 @@ _BLOCK = rf"{_STAGE}.layers.\2"
 
 def _fast_rules(prefix: str) -> tuple[Rule, ...]:
     return (
-        Rule(rf"{prefix}embeddings\.(?:class_embedding|position_ids)", None, "the class token is dropped unread"),
+        POSITION_IDS,
+        Rule(rf"{prefix}embeddings\.class_embedding", None, "the class token is dropped unread"),
         Rule(rf"{prefix}post_layernorm\.(?:weight|bias)", None, "nothing is read behind it"),
         Rule(rf"{prefix}(.+)", rf"{_TOWER}\1"),
     )
@@ -94,15 +96,17 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
     fast_prefix, slow_prefix = (_FAST, _SLOW) if has_towers else ("vision_model.", "")
     clip = clip_settings(fast, fast_prefix, sources.tower_name(raw), sources.named_tower() if has_towers else fast)
     check_width(raw, folder, clip["hidden_size"])
-    freeze_vision, side = _told(raw, folder)
+    freeze_vision, side = _freezing_and_side(raw, folder)
+    slow_sizes = _slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow")))
+    adapter_layers = [] if freeze_vision else _quarters(clip["num_hidden_layers"], folder)
     text = llama_config(raw, folder, has_head((checkpoint, *(part.tensors for part in others))))
     with described_by(folder):
         vision = LlavaHrVisionConfig(
             **clip,
-            **_slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow"))),
+            **slow_sizes,
             input_image_size=side,
             freeze_vision=freeze_vision,
-            adapter_layers=[] if freeze_vision else _quarters(clip["num_hidden_layers"], folder),
+            adapter_layers=adapter_layers,
         )
         config = LlavaHrConfig(text_config=text, vision_config=vision)
     if has_towers:
@@ -126,7 +130,7 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
     return Blueprint(config, LlavaHrForConditionalGeneration, parts, pictures, _CAUSES)
 
 
-def _told(raw: Mapping[str, Any], folder: Path) -> tuple[bool, int]:
+def _freezing_and_side(raw: Mapping[str, Any], folder: Path) -> tuple[bool, int]:
     """Whether the towers are frozen, and so without adapters, and a picture's side in pixels."""
     freeze_vision, side = raw.get("freeze_vision"), raw.get("input_image_size")
     if not isinstance(freeze_vision, bool) or not isinstance(side, int):
@@ -153,7 +157,7 @@ def _slow_sizes(tower: Tensors, prefix: str, name: str) -> dict[str, Any]:
     widths: dict[int, int] = {}
     blocks: dict[int, set[int]] = {}
     for key, shape in shapes.items():
-        if (match := _DEPTHWISE.fullmatch(key)) is not None:
+        if (match := _DEPTHWISE.fullmatch(key)) is not None and len(shape) == _CONVOLUTION:
             stage = int(match[1])
             widths[stage] = shape[0]
             blocks.setdefault(stage, set()).add(int(match[2]))

@@ -44,6 +44,11 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
             f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}). Download its "
             "tokenizer files again."
         ) from error
+    if read.bos_token is None or read.eos_token is None:
+        raise CheckpointError(
+            f"{folder}: its tokenizer.json does not say which tokens begin and end a text, so that the model would "
+            "never stop; tokenizer_config.json says it. Download all of its tokenizer files."
+        )
     # As a plain one: read as a Llama's again, it would be built anew, and differently by the model's type.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read.backend_tokenizer,

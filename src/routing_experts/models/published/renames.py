@@ -127,17 +127,17 @@ def _all(names: list[str]) -> str:
         first, space, rest = name.partition(" ")
         pieces = re.split(r"\.(\d+)(?=\.|$)", first)
         alike.setdefault((*pieces[::2], space + rest), []).append(tuple(pieces[1::2]))
-    return ", ".join(told for texts, numbers in alike.items() for told in _told(texts, numbers))
+    return ", ".join(told for texts, numbers in alike.items() for told in _folded(texts, numbers))
 
 
-def _told(texts: tuple[str, ...], numbers: list[tuple[str, ...]]) -> list[str]:
+def _folded(texts: tuple[str, ...], numbers: list[tuple[str, ...]]) -> list[str]:
     """One name for all that differ in the same number alone."""
     varying = [place for place, values in enumerate(zip(*numbers, strict=True)) if len(set(values)) > 1]
     if len(varying) > 1:
         by_first: dict[str, list[tuple[str, ...]]] = {}
         for values in numbers:
             by_first.setdefault(values[varying[0]], []).append(values)
-        return [told for part in by_first.values() for told in _told(texts, part)]
+        return [told for part in by_first.values() for told in _folded(texts, part)]
     shown = list(numbers[0])
     for place in varying:
         shown[place] = _spans(sorted({int(values[place]) for values in numbers}))

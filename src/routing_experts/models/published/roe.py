@@ -19,7 +19,7 @@ from routing_experts.errors import CheckpointError
 from routing_experts.models.checkpoint import check_no_pickle
 from routing_experts.models.convert import convert
 from routing_experts.models.families import family_of
-from routing_experts.models.published.tensors import open_tensors
+from routing_experts.models.published.tensors import Tensors
 
 _PARTS = {
     "adapter_MHA.conv_A.weight": "skip_down.weight",
@@ -86,9 +86,12 @@ def import_official(
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    if not any(folder.glob("*.safetensors")):
+    """Of all safetensors files of a folder: adapters may lie beside the model."""
+    files, tensors = sorted(folder.glob("*.safetensors")), Tensors(folder)
+    if not files:
         check_no_pickle(folder, "model.safetensors")
-    tensors = open_tensors(folder)
+    for path in files:
+        tensors.add(path, unpickle=False)
     for name in tensors.shapes:
         yield name, tensors.read(name)
 
