@@ -23,6 +23,9 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 VOCABULARY = 480
+HR_SIDE = 256  # so that CLIP's 6 × 6 positions are spread over 8 × 8 patches and the ConvNeXt's map has as many places
+HR_SPREAD = 0.15  # resizing is done in 32 bits: wilder weights would magnify its rounding
+HR_SETTINGS = {"input_image_size": HR_SIDE}
 
 
 @dataclass(frozen=True)

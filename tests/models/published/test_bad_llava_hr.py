@@ -34,6 +34,7 @@ from routing_experts.models.published.sources import Sources
         ({"mm_hidden_size": 999}, (), "mm_hidden_size is 999"),
         ({"freeze_vision": ...}, (), "says freeze_vision None"),
         ({"input_image_size": None}, (), "input_image_size None"),
+        ({"input_image_size": 1000}, (), "config.json: input_image_size 1000"),
     ],
 )
 def test_towers_of_a_llava_hr_that_do_not_fit(place, settings, dropped, expected):

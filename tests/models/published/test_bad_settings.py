@@ -102,6 +102,7 @@ def test_another_language_model(place):
     ("name", "text"),
     [
         ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"version": "1.0", '),
         ("tokenizer_config.json", "[]"),
         ("tokenizer_config.json", "{"),
         ("tokenizer.model", "no pieces"),
@@ -109,6 +110,8 @@ def test_another_language_model(place):
 )
 def test_a_broken_tokenizer(place, name, text):
     (place.folder / name).write_text(text)
+    if name == "tokenizer.json":  # what a library that is written in another language raises has no class of its own
+        (place.folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {}}))
     assert "its tokenizer cannot be read" in refusal(place.folder, place.sources)
 
 
@@ -201,6 +204,9 @@ def test_a_first_stage_given_as_a_whole_model(place):
 def test_a_language_model_beside_a_whole_one(place):
     sources = Sources(place.sources.vision_tower, language_model=str(place.folder))
     assert "is a whole model, with its own language model" in refusal(place.folder, sources)
+    for path in place.folder.glob("model*"):
+        path.unlink()
+    assert "holds no weights" in refusal(place.folder, sources)  # what it is cannot be told
 
 
 def test_a_siglip_for_a_clip(place):
@@ -239,7 +245,7 @@ def test_a_tower_that_is_neither_here_nor_known(place, monkeypatch):
         raise LocalEntryNotFoundError("nothing in the cache, and nobody to ask")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", nowhere)
-    assert "on the hub it cannot be reached" in refusal(place.folder, Sources())
+    assert "cannot be fetched from the hub (LocalEntryNotFoundError" in refusal(place.folder, Sources())
     gone = Sources(vision_tower="/somebody/elses/clip")
     assert "/somebody/elses/clip is no folder here and no hub name" in refusal(place.folder, gone)
     for named in (None, str(place.root / "clip"), "someone/clip"):

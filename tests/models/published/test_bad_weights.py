@@ -63,6 +63,15 @@ def test_a_truncated_pickle(place, tmp_path, kept):
     assert f"{path} cannot be read as tensors" in refusal(folder, sources)
 
 
+@pytest.mark.parametrize("content", [b".", b"h\x00.", b"}\x85.", b"\x80\x02t."])
+def test_bytes_that_lead_the_reader_astray(place, tmp_path, content):
+    """Guards against tracebacks: what the reader raises depends on where the bytes lead it."""
+    folder = write_checkpoint(tmp_path / "bin", drawn(llava_shapes(TINY, False)), llava_settings(TINY), 1, pickled=True)
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(content)
+    assert f"{path} cannot be read as tensors" in refusal(folder, Sources(place.sources.vision_tower, unpickle=True))
+
+
 def test_a_shard_of_another_download(place):
     """Guards against shards that were mixed: the index names what the shard does not hold."""
     path = place.folder / "model-00001-of-00003.safetensors"

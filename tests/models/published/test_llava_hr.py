@@ -1,12 +1,11 @@
 """LLaVA-HR against plain arithmetic, and as its authors publish it: both sizes, both stages.
 
-Sizes: S is 256, so that CLIP's 6 × 6 positions are spread over 8 × 8 patches and the ConvNeXt's map has as many places.
+Sizes: S is 256, see ``published``.
 """
 
 import json
 import math
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from published import HR_SETTINGS as SETTINGS
+from published import HR_SIDE as SIDE
+from published import HR_SPREAD as SPREAD
 from published import (
     SIZES_7B,
     SIZES_13B,
@@ -50,32 +52,10 @@ from routing_experts.models.published.renames import Part, left_out
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.writing import write_model
 
-SIDE = 256
-SPREAD = 0.15  # resizing is done in 32 bits: wilder weights would magnify its rounding
-SETTINGS = {"input_image_size": SIDE}
-
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Any:
-    root = tmp_path_factory.mktemp("hr")
-    tensors = drawn(llava_hr_shapes(TINY), spread=SPREAD)
-    folder = write_checkpoint(root / "hr", tensors, llava_hr_settings(TINY, **SETTINGS))
-    write_tokenizer(folder)
-    write_clip(root / "clip", TINY)
-    sources = Sources(vision_tower=str(root / "clip"))
-    model, processor = import_published(folder, sources)
-    write_model(model, processor, root / "imported")
-    t = {name: value.double() for name, value in tensors.items()}
-    return SimpleNamespace(
-        root=root,
-        folder=folder,
-        sources=sources,
-        tensors=tensors,
-        t=t,
-        model=model,
-        processor=processor,
-        loaded=root / "imported",
-    )
+def published(published_hr) -> Any:
+    return published_hr
 
 
 def picture(side: int = SIDE, seed: int = 0) -> torch.Tensor:
@@ -135,9 +115,7 @@ def test_logits_are_those_of_the_original(published):
 @pytest.mark.parametrize(("side", "tokens"), [(96, 36), (192, 36), (384, 144)])
 def test_other_sizes_of_picture(published, side, tokens):
     """Guards the rule for the low-resolution picture, and a high-resolution map of fewer places, which is stretched."""
-    published.model.config.vision_config.input_image_size = side
-    config = LlavaHrVisionConfig(**published.model.config.vision_config.to_dict())
-    published.model.config.vision_config.input_image_size = SIDE
+    config = LlavaHrVisionConfig(**(published.model.config.vision_config.to_dict() | {"input_image_size": side}))
     model = LlavaHrVisionModel(config).double()
     model.load_state_dict(published.model.model.vision_tower.state_dict())
     with torch.no_grad():
@@ -253,7 +231,7 @@ def test_every_name_of_a_first_stage_at_the_published_sizes_is_covered(sizes, tm
     stock = clip_shapes(sizes, "vision_model.") | {"logit_scale": (), "text_projection.weight": (768, 768)}
     monkeypatch.setattr(Sources, "open_tower", lambda self, raw: outline(tmp_path, stock))
     monkeypatch.setattr(
-        Sources, "open_slow_tower", lambda self, folder: outline(tmp_path, convnext_shapes(sizes, "", "gamma"))
+        Sources, "open_slow_tower", lambda self, raw, folder: outline(tmp_path, convnext_shapes(sizes, "", "gamma"))
     )
     blueprint = llava_hr_blueprint(llava_hr_settings(sizes, freeze_vision=True), tmp_path, Sources())
     places = blueprint.places(shapes_of(blueprint.model_class, blueprint.config))

@@ -29,7 +29,8 @@ class Family:
         uses_mrope: whether a picture's tokens have positions by time, height and width (M-RoPE), which the inner
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
         package: that brings the family where transformers lacks it. Its module ``configuration`` says in ``MODELS``,
-            by auto class and configuration, which class of its module ``modeling`` is loaded.
+            by auto class and configuration, which class of its module ``modeling`` is loaded. To be registered before
+            transformers' auto classes are imported, which are told of it then.
         picture_shape: of one picture's pixel values, by the configuration, where a tuned tower's memory is estimated.
         tunes_tower: whether a model of this configuration was published with a tower that is tuned with the rest.
         description: one line for ``roe families`` and error messages.

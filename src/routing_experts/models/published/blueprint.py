@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from routing_experts.errors import CheckpointError, RoutingExpertsError
+from routing_experts.errors import CheckpointError, ConfigError, RoutingExpertsError
 from routing_experts.models.published.renames import Part, Place, match_names
 
 # Of transformers, for settings of the wrong kind, out of range or unknown to it.
@@ -100,12 +100,14 @@ def described_by(folder: Path) -> Iterator[None]:
     """Blames what transformers cannot make a configuration or an outline of on the checkpoint's own configuration.
 
     Raises:
-        CheckpointError: in place of what transformers raises.
+        CheckpointError: in place of what transformers and our own configurations raise.
     """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         yield
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from error
     except RoutingExpertsError:
         raise
     except (*_UNBUILDABLE, StrictDataclassError) as error:

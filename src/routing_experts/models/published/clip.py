@@ -22,14 +22,14 @@ STOCK_LEFT_OUT = (
 )
 
 
-def clip_settings(tower: Tensors, prefix: str, name: str, stock: Tensors | None) -> dict[str, Any]:
+def clip_settings(tower: Tensors, prefix: str, name: str, stock: Path | None) -> dict[str, Any]:
     """A tower's sizes, read off its tensors; what shapes cannot tell is from its configuration or known by its name.
 
     Args:
         tower: holds it.
         prefix: of its names, up to ``embeddings`` and ``encoder``.
         name: that the checkpoint calls it by.
-        stock: the stock tower, if it is at hand, whose ``config.json`` is asked.
+        stock: the folder of the stock tower, if it is at hand, whose ``config.json`` is asked.
 
     Raises:
         CheckpointError: if it is no CLIP tower, or the number of its heads cannot be told.
@@ -41,7 +41,7 @@ def clip_settings(tower: Tensors, prefix: str, name: str, stock: Tensors | None)
             f"{tower.folder} holds {kind} where a CLIP tower is due: there is no class embedding in it. Give the tower "
             f"that the checkpoint was trained with, {name}."
         )
-    config_file = None if stock is None else stock.folder / "config.json"
+    config_file = None if stock is None else stock / "config.json"
     told = _vision_part(config_file)
     width, patch, patches = _measured(shapes, tower.folder)
     heads = told.get("num_attention_heads") or _HEADS.get((name.rpartition("/")[2], width))

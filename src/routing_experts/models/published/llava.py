@@ -87,12 +87,12 @@ def llava_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -> B
     """
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    check_settings(raw, folder)
     sources.refuse_slow_tower(folder, "is a LLaVA-1.5, which has one tower")
     checkpoint, others = sources.open_checkpoint(folder)
     tower, tower_rules, stock = llava_tower(raw, checkpoint, sources)
     prefix = "vision_model." if stock is not None else TOWER
-    settings = clip_settings(tower, prefix, sources.tower_name(raw), stock or sources.named_tower())
+    told = sources.named_tower() if stock is None else stock.folder
+    settings = clip_settings(tower, prefix, sources.tower_name(raw), told)
     check_width(raw, folder, settings["hidden_size"])
     layer, chosen = _chosen(raw, folder, settings["num_hidden_layers"])
     text = llama_config(raw, folder, has_head((checkpoint, *(part.tensors for part in others))))

@@ -10,7 +10,7 @@ from routing_experts.models.llava_hr.configuration import LlavaHrConfig, LlavaHr
 from routing_experts.models.published.blueprint import Blueprint, PictureSettings, described_by
 from routing_experts.models.published.clip import POSITION_IDS, STOCK_LEFT_OUT, clip_settings
 from routing_experts.models.published.language import LANGUAGE_RULES, has_head, llama_config
-from routing_experts.models.published.llava import CAUSES, PROJECTOR_RULES, check_settings, check_width
+from routing_experts.models.published.llava import CAUSES, PROJECTOR_RULES, check_width
 from routing_experts.models.published.renames import Part, Rule
 from routing_experts.models.published.sources import Sources
 from routing_experts.models.published.tensors import Tensors
@@ -81,7 +81,6 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
     """
     from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration
 
-    check_settings(raw, folder)
     if not raw.get("is_multipath_encoder"):
         raise CheckpointError(
             f"{folder}: is_multipath_encoder is off, so there is one tower and no mixture of resolutions. Such "
@@ -92,9 +91,11 @@ def llava_hr_blueprint(raw: Mapping[str, Any], folder: Path, sources: Sources) -
     fast = checkpoint if has_towers else sources.open_tower(raw)
     if has_towers:
         sources.refuse_slow_tower(folder, "holds its own towers, which were tuned")
-    slow = checkpoint if has_towers else sources.open_slow_tower(folder)
+    slow = checkpoint if has_towers else sources.open_slow_tower(raw, folder)
     fast_prefix, slow_prefix = (_FAST, _SLOW) if has_towers else ("vision_model.", "")
-    clip = clip_settings(fast, fast_prefix, sources.tower_name(raw), sources.named_tower() if has_towers else fast)
+    clip = clip_settings(
+        fast, fast_prefix, sources.tower_name(raw), sources.named_tower() if has_towers else fast.folder
+    )
     check_width(raw, folder, clip["hidden_size"])
     freeze_vision, side = _freezing_and_side(raw, folder)
     slow_sizes = _slow_sizes(slow, slow_prefix, str(raw.get("vision_tower_slow")))

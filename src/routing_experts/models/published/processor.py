@@ -32,14 +32,13 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
         raise CheckpointError(
             f"{folder} has neither tokenizer.model nor tokenizer.json. Download the checkpoint whole."
         )
-    if not (folder / "tokenizer.json").is_file():
-        _need_sentencepiece()
+    check_packages(folder)
     try:
         if (folder / "tokenizer.json").is_file():  # says itself where spaces go
             read = PreTrainedTokenizerFast.from_pretrained(folder)
         else:
             read = LlamaTokenizerFast.from_pretrained(folder, legacy=_is_legacy(folder))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # of the tokenizers' library, some of whose are bare exceptions
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}). Download its "
             "tokenizer files again."
@@ -79,7 +78,10 @@ def _is_legacy(folder: Path) -> bool:
     return bool(said.get("legacy", True)) if isinstance(said, dict) else True
 
 
-def _need_sentencepiece() -> None:
+def check_packages(folder: Path) -> None:
+    """Raises ``MissingExtraError`` if what reads the folder's tokenizer is not installed."""
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return
     from importlib.util import find_spec
 
     if any(find_spec(name) is None for name in ("sentencepiece", "google")) or find_spec("google.protobuf") is None:

@@ -6,9 +6,14 @@ from typing import Any
 
 from routing_experts.errors import CheckpointError
 from routing_experts.models.published.blueprint import Blueprint, described_by, shapes_of
-from routing_experts.models.published.llava import llava_blueprint
+from routing_experts.models.published.llava import check_settings, llava_blueprint
 from routing_experts.models.published.llava_hr import is_llava_hr, llava_hr_blueprint
-from routing_experts.models.published.processor import grow_vocabulary, make_processor, read_tokenizer
+from routing_experts.models.published.processor import (
+    check_packages,
+    grow_vocabulary,
+    make_processor,
+    read_tokenizer,
+)
 from routing_experts.models.published.renames import left_out
 from routing_experts.models.published.sources import Sources, read_config
 
@@ -32,9 +37,14 @@ def import_published(
         CheckpointError: if it is of no layout that is read, or its names, shapes, sizes or vocabulary do not come out
             even.
     """
+    texts = sources.texts(name_or_path)  # what is refused for its settings is refused before it is downloaded
+    raw = read_config(texts)
+    layout = layout_of(raw, texts)
+    check_settings(raw, texts)
+    check_packages(texts)
     folder = sources.folder(name_or_path)
-    raw = read_config(folder)
-    blueprint = layout_of(raw, folder)(raw, folder, sources)
+    raw = read_config(folder)  # of the weights, should it have changed on the hub meanwhile
+    blueprint = layout(raw, folder, sources)
     _check_depth(blueprint, folder)
     with described_by(folder):
         wanted = shapes_of(blueprint.model_class, blueprint.config)

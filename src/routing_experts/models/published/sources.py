@@ -1,13 +1,12 @@
 """The folders that a model is put together from: the checkpoint, and what it was trained beside."""
 
-import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from routing_experts.errors import CheckpointError
+from routing_experts.errors import CheckpointError, first_line
 from routing_experts.models.published.language import LANGUAGE_RULES
 from routing_experts.models.published.renames import Part
 from routing_experts.models.published.tensors import PROJECTOR_ALONE, Tensors, open_tensors
@@ -36,34 +35,22 @@ class Sources:
     language_model: str | None = None
     unpickle: bool = False
 
-    def folder(self, name: str | Path) -> Path:
-        """A folder here, or a download of a hub name's weights and texts: the newest, or of ``name@revision``.
+    def texts(self, name: str | Path) -> Path:
+        """A folder here, or a download of a hub name's settings: the newest, or of ``name@revision``.
 
         Raises:
             CheckpointError: if it is neither, or cannot be reached.
         """
-        path = Path(name)
-        if path.is_dir():
-            return path
-        hub_name, _, revision = str(name).partition("@")
-        if len(hub_name.split("/")) != _HUB_NAME_PARTS or str(name).startswith((".", "/", "~")):
-            raise CheckpointError(f"{name} is no folder here and no hub name. Give one of the two.")
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        return Path(name) if Path(name).is_dir() else _downloaded(str(name), _TEXTS)
 
-        wanted = [*_TEXTS, *_SAFE, *(_PICKLED if self.unpickle else ())]
-        try:
-            found = snapshot_download(
-                hub_name, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"]
-            )
-            return Path(found)
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise CheckpointError(f"{name}: the disk is full ({error}). Make room, and give it again.") from error
-            raise CheckpointError(
-                f"{name} is no folder here, and on the hub it cannot be reached ({type(error).__name__}). Check the "
-                "name, its revision and the connection, or download it elsewhere and give its folder."
-            ) from error
+    def folder(self, name: str | Path) -> Path:
+        """The same with its weights: safetensors where there are any, else pickles where they may be read."""
+        if Path(name).is_dir():
+            return Path(name)
+        found = _downloaded(str(name), (*_TEXTS, *_SAFE))
+        if self.unpickle and not any(found.glob("*.safetensors")):
+            return _downloaded(str(name), (*_TEXTS, *_PICKLED))
+        return found
 
     def open_checkpoint(self, folder: Path) -> tuple[Tensors, tuple[Part, ...]]:
         """The checkpoint's tensors; with them the language model's, where a first stage left it out.
@@ -71,9 +58,10 @@ class Sources:
         Raises:
             CheckpointError: if a first stage's file is given and no language model beside it, or the reverse.
         """
-        weights = {path.name.partition(".")[0] for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}*")}
-        if weights - {PROJECTOR_ALONE[0], "training_args"} or PROJECTOR_ALONE[0] not in weights:
-            if self.language_model is not None:
+        found = {path.name.partition(".")[0] for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}*")}
+        weights = found - {"training_args"}
+        if weights != {PROJECTOR_ALONE[0]}:
+            if weights and self.language_model is not None:
                 raise CheckpointError(
                     f"{folder} is a whole model, with its own language model: {self.language_model} would replace what "
                     "was tuned. Leave --language-model out."
@@ -97,21 +85,22 @@ class Sources:
         """What the tower is called."""
         return str(self.vision_tower or raw.get("mm_vision_tower"))
 
-    def named_tower(self) -> Tensors | None:
-        """The tower that was named beside a checkpoint that holds its own: it says what shapes do not tell."""
-        return None if self.vision_tower is None else open_tensors(self.folder(self.vision_tower), self.unpickle)
+    def named_tower(self) -> Path | None:
+        """Of the tower that was named beside a checkpoint that holds its own: its settings say what shapes do not."""
+        return None if self.vision_tower is None else self.texts(self.vision_tower)
 
     def refuse_slow_tower(self, folder: Path, why: str) -> None:
         """Refuses a ConvNeXt that would not be used."""
         if self.slow_tower is not None:
             raise CheckpointError(f"{folder} {why}: --slow-tower would be ignored. Leave it out.")
 
-    def open_slow_tower(self, folder: Path) -> Tensors:
+    def open_slow_tower(self, raw: Mapping[str, Any], folder: Path) -> Tensors:
         """The stock ConvNeXt."""
         if self.slow_tower is None:
             raise CheckpointError(
-                f"{folder} leaves out its high-resolution tower, a ConvNeXt of timm, as checkpoints of the first stage "
-                "do. Name it (--slow-tower), such as timm/convnext_large_mlp.clip_laion2b_ft_320."
+                f"{folder} leaves out its high-resolution tower, as checkpoints of the first stage do. Name the one "
+                f"that it was trained beside (--slow-tower); the checkpoint calls it {raw.get('vision_tower_slow')}, "
+                "and timm has its ConvNeXts on the hub under timm/."
             )
         return open_tensors(self.folder(self.slow_tower), self.unpickle)
 
@@ -126,6 +115,26 @@ class Sources:
                 "name it yourself (--vision-tower)."
             )
         return str(named)
+
+
+def _downloaded(name: str, wanted: Sequence[str]) -> Path:
+    """The folder of a hub name's files of these patterns; raises ``CheckpointError``."""
+    hub_name, _, revision = name.partition("@")
+    if len(hub_name.split("/")) != _HUB_NAME_PARTS or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"{name} is no folder here and no hub name. Give one of the two.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            hub_name, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # the hub's, its HTTP and transfer libraries' and the disk's have no base in common
+        raise CheckpointError(
+            f"{name} is no folder here, and it cannot be fetched from the hub ({type(error).__name__}: "
+            f"{first_line(error)}). Check the name, its revision, the connection and the disk, or download it "
+            "elsewhere and give its folder."
+        ) from error
+    return Path(found)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The tensors of a folder: names and shapes first, values one at a time."""
 
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -24,11 +23,12 @@ class Tensors:
 
     Attributes:
         folder: where they lie.
+        ignored: parts of names that are passed over, whatever they hold.
         shapes: of every tensor, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, ignored: Sequence[str] = ()) -> None:
+        self.folder, self.ignored = folder, ignored
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._readers: dict[str, Callable[[str], Tensor]] = {}
 
@@ -39,6 +39,7 @@ class Tensors:
     def add(self, path: Path, unpickle: bool) -> set[str]:
         """Takes in a file; returns the names in it."""
         shapes, reader = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path, unpickle)
+        shapes = {name: shape for name, shape in shapes.items() if not any(part in name for part in self.ignored)}
         if twice := sorted(shapes.keys() & self.shapes.keys()):
             raise CheckpointError(
                 f"{path}: {twice[0]} ({len(twice)} tensors) is in another file of the folder too, and which of the two "
@@ -157,7 +158,7 @@ def _pickled(path: Path, unpickle: bool) -> tuple[dict[str, tuple[int, ...]], Ca
         raise _pickle_refused(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle make the reader raise whatever they lead it to
         raise CheckpointError(
             f"{path} cannot be read as tensors ({first_line(error)}): cut short, or it holds more than "
             "tensors, which is never unpickled. Download it again."

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from routing_experts.errors import CheckpointError
@@ -22,7 +23,7 @@ def check_place(output: Path) -> Path:
         raise CheckpointError(f"{output} is there already, and an import replaces nothing. Give another folder.")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with staged(place):
+        with TemporaryDirectory(dir=place.parent, prefix="."):  # beside those of another import into the same place
             pass
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written ({error.strerror}). Give a folder that can.") from error
