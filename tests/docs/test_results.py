@@ -8,6 +8,7 @@ from quoted import RESULTS, block_of, page_of, record_of
 
 from routing_experts.records import BenchRecord, Results, StudyRecord
 from routing_experts.reports import bench_markdown, front_markdown, results_markdown, study_markdown
+from routing_experts.reports.study_tables import rate_grids
 
 
 def test_readme_table_is_the_record():
@@ -28,6 +29,22 @@ def test_the_front_s_tables_are_the_record() -> None:
     dense = next(one for one in study.contrasts if (one.second, one.wanted) == ("dense", 0.3))
     assert study.base_accuracy - own <= 0.01
     assert -dense.difference <= 0.01
+
+
+def test_readme_quotes_the_front() -> None:
+    """Guards README's sentence on longer training, whose figures are means of three seeds at three tenths."""
+    study = StudyRecord.load(RESULTS / "front.json")
+    grid = next(grid for grid in rate_grids(study) if grid.title.startswith("30"))
+    rows = {row[0]: [cell.replace("\u00a0", " ") for cell in row] for row in grid.rows}
+    assert all(len(study.reference_runs[rate]) == 3 for rate in study.reference_runs)
+    told = (rows["routed"][1], rows["routed"][3], rows["static"][1], rows["early_exit"][1], rows["dense"][1])
+    routed, left_out, fixed, early, dense = told
+    assert fixed == rows["least_important"][1]
+    page = page_of("README.md")
+    assert f"routing keeps {routed} of 4,000 answers right with {left_out} of the layers left out" in page
+    assert f"as many as the base model; fixed layers {fixed}, an early exit {early}" in page
+    assert f"tuned without skipping {dense} (means of three seeds)" in page
+    assert f"{100 * study.base_accuracy:.1f} %" == routed
 
 
 def test_readme_quotes_the_install_record() -> None:
