@@ -31,6 +31,13 @@ def test_the_front_s_tables_are_the_record() -> None:
     assert -dense.difference <= 0.01
 
 
+def test_the_ablations_tables_are_the_record() -> None:
+    """Guards docs/studies.md, and that each of the paper's claims is told of."""
+    study = StudyRecord.load(RESULTS / "ablations.json")
+    assert block_of("docs/studies.md", "ablations") == front_markdown(study).strip()
+    assert not study.environment["commit"].endswith("-dirty")
+
+
 def test_readme_quotes_the_front() -> None:
     """Guards README's sentence on longer training, whose figures are means of three seeds at three tenths."""
     study = StudyRecord.load(RESULTS / "front.json")

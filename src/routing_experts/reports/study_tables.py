@@ -13,15 +13,15 @@ FAR = 0.02  # of a rate: further off, arms are not compared at it
 CLAIMED = {"worse": "needs what it lacks", "as_good": "has it so"}
 NOTE = (
     "Left out: share of layers times tokens at prefill. Differences in points, paired by question over the seeds that "
-    "both were run with. Controls that drop whole layers are mixtures of the two nearest, where the rate lies between. "
-    "Speed-up: of whole answers, to the base model, which took turns: median and quartiles."
+    "both were run with. Controls that drop whole layers are mixtures of the two nearest, where the rate lies between."
 )
+SPEED_NOTE = " Speed-up: of whole answers, to the base model, which took turns: median and quartiles."
 
 
 def rate_grids(study: StudyRecord) -> list[Grid]:
-    """The main table, one part a rate: every arm with its distance to the reference and its measured speed."""
-    rates = list(study.reference_runs)
-    return [_rate_grid(study, rate, NOTE if rate == rates[-1] else "") for rate in rates]
+    """The main table, one part a rate: every arm with its distance to the reference, and its speed if it was timed."""
+    rates, note = list(study.reference_runs), NOTE + (SPEED_NOTE if study.speeds else "")
+    return [_rate_grid(study, rate, note if rate == rates[-1] else "") for rate in rates]
 
 
 def _rate_grid(study: StudyRecord, rate: float, note: str) -> Grid:
@@ -33,7 +33,7 @@ def _rate_grid(study: StudyRecord, rate: float, note: str) -> Grid:
     for contrast in sorted(contrasts, key=lambda one: one.difference):
         rows.append(_contrast_row(study, contrast))
     columns = ("arm", "accuracy", "by seed", "left out", f"{reference} minus it", "95 % interval")
-    titles = tuple(f"speed-up, batch {batch}" for batch in BATCHES)
+    titles = tuple(f"speed-up, batch {batch}" for batch in BATCHES) if study.speeds else ()
     return Grid(f"{percent(rate)} left out", columns + titles, tuple(rows), highlighted=0, note=note)
 
 
@@ -45,7 +45,7 @@ def _contrast_row(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
         percent(_left_out(study, contrast)),
         points(contrast.difference),
         span(contrast.low, contrast.high),
-        *((NONE,) * len(BATCHES) if contrast.mixed else _speeds(study, contrast.second, wanted)),
+        *_speeds(study, None if contrast.mixed else contrast.second, wanted),
     )
 
 
@@ -57,8 +57,11 @@ def _left_out(study: StudyRecord, contrast: Contrast) -> float:
     return contrast.wanted if contrast.mixed or not found else mean(found)
 
 
-def _speeds(study: StudyRecord, arm: str, rate: float) -> tuple[str, ...]:
-    return tuple(spread(speed_ups(study, arm, rate, batch)) for batch in BATCHES)
+def _speeds(study: StudyRecord, arm: str | None, rate: float) -> tuple[str, ...]:
+    """A cell a batch; none where nothing was timed, empty ones for mixtures of models."""
+    if not study.speeds:
+        return ()
+    return tuple(NONE if arm is None else spread(speed_ups(study, arm, rate, batch)) for batch in BATCHES)
 
 
 def _accuracies(study: StudyRecord, by_seed: Mapping[int, float]) -> tuple[str, str]:
