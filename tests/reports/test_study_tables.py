@@ -107,6 +107,8 @@ def test_a_plan_without_claims_has_no_such_table():
         ("as_good", 0.01, 0.02, [0.01, 0.02], "does not agree"),
         ("as_good", 0.01, 0.02, [-0.01, 0.04], "undecided"),
         ("as_good", -0.01, 0.009, [0.0, 0.0], "agrees"),
+        ("as_good", 0.001, 0.009, [0.005, 0.005], "agrees"),  # surely worse, and surely by less than a point
+        ("as_good", 0.001, 0.011, [0.005, 0.005], "does not agree"),
         ("as_good", -0.05, 0.02, [-0.1, 0.1], "undecided"),
         ("as_good", -0.02, -0.01, [-0.01, -0.02], "agrees"),
         ("as_good", -0.02, -0.01, [-0.015], "undecided"),

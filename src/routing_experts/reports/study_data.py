@@ -77,11 +77,10 @@ def agreement(claim: str, contrast: Contrast) -> str:
     sure = len(contrast.seeds) > 1
     worse = sure and contrast.low > 0 and min(contrast.by_seed) > 0
     better = sure and contrast.high < 0 and max(contrast.by_seed) < 0
-    if claim == "as_good" and not worse:
-        return "agrees" if sure and contrast.high < AS_GOOD else "undecided"
-    if claim == "as_good" or better:
-        return "does not agree"
-    return "agrees" if worse else "undecided"
+    if claim == "as_good":
+        loses_little = sure and contrast.high < AS_GOOD  # however sure that little is
+        return "agrees" if loses_little else "does not agree" if worse else "undecided"
+    return "agrees" if worse else "does not agree" if better else "undecided"
 
 
 def speed_ups(study: StudyRecord, arm: str, wanted: float, batch: int) -> list[float]:

@@ -84,8 +84,8 @@ def claims_grid(study: StudyRecord) -> Grid | None:
     columns = ("arm", "what differs", "the paper", "measured", *measured)
     remarks = [f"{one.second}: {remark}" for one in claimed if (remark := plans[one.second].get("remark"))]
     note = (
-        "It agrees or not where the interval and every seed say so, more than one; “has it so” agrees where less than "
-        f"{100 * AS_GOOD:.0f} point is lost. Raw: what it skips before calibration."
+        "It agrees or not where the interval and every seed say so, more than one; “has it so” agrees where surely "
+        f"less than {100 * AS_GOOD:.0f} point is lost. Raw: what it skips before calibration."
     )
     rows = tuple(_claim_row(study, one, plans[one.second]) for one in claimed)
     title = f"What the paper says, at {percent(rate)}"
