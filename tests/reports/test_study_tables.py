@@ -77,6 +77,16 @@ def test_what_is_left_out_is_what_was_measured_and_of_mixtures_what_was_wanted()
     assert [rows[arm][6] for arm in ("soft", "dense", "bare", "static")] == ["1.50× (1.25–1.75)", "1.00×", "—", "—"]
 
 
+def test_a_study_that_was_not_timed_has_no_columns_for_speed():
+    """Guards records before their models were timed: columns of dashes would say nothing."""
+    untimed = StudyRecord("s", PLAN, 0.75, 4, 0, RUNS, CONTRASTS, {}, base=BASE)
+    for grid, timed in zip(rate_grids(untimed), rate_grids(STUDY), strict=True):
+        assert grid.columns == timed.columns[:6]
+        assert grid.rows == tuple(row[:6] for row in timed.rows)
+    assert "Speed-up" not in rate_grids(untimed)[-1].note
+    assert "Speed-up" in rate_grids(STUDY)[-1].note
+
+
 def test_claims_stand_beside_what_was_measured():
     grid = claims_grid(STUDY)
     assert [row[:4] for row in grid.rows] == [

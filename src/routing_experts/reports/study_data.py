@@ -74,13 +74,13 @@ def agreement(claim: str, contrast: Contrast) -> str:
 
     The interval speaks of these models alone, so every seed's has to point the same way, and one seed decides nothing.
     """
-    sure = len(contrast.seeds) > 1
-    worse = sure and contrast.low > 0 and min(contrast.by_seed) > 0
-    better = sure and contrast.high < 0 and max(contrast.by_seed) < 0
-    if claim == "as_good":
-        loses_little = sure and contrast.high < AS_GOOD  # however sure that little is
-        return "agrees" if loses_little else "does not agree" if worse else "undecided"
-    return "agrees" if worse else "does not agree" if better else "undecided"
+    if len(contrast.seeds) < 2:
+        return "undecided"
+    worse = contrast.low > 0 and min(contrast.by_seed) > 0
+    better = contrast.high < 0 and max(contrast.by_seed) < 0
+    loses_little = contrast.high < AS_GOOD  # however sure that little is
+    agrees, differs = (loses_little, worse) if claim == "as_good" else (worse, better)
+    return "agrees" if agrees else "does not agree" if differs else "undecided"
 
 
 def speed_ups(study: StudyRecord, arm: str, wanted: float, batch: int) -> list[float]:

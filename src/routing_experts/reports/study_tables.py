@@ -33,7 +33,7 @@ def _rate_grid(study: StudyRecord, rate: float, note: str) -> Grid:
     for contrast in sorted(contrasts, key=lambda one: one.difference):
         rows.append(_contrast_row(study, contrast))
     columns = ("arm", "accuracy", "by seed", "left out", f"{reference} minus it", "95 % interval")
-    titles = tuple(f"speed-up, batch {batch}" for batch in BATCHES) if study.speeds else ()
+    titles = tuple(f"speed-up, batch {batch}" for batch in _timed(study))
     return Grid(f"{percent(rate)} left out", columns + titles, tuple(rows), highlighted=0, note=note)
 
 
@@ -45,7 +45,7 @@ def _contrast_row(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
         percent(_left_out(study, contrast)),
         points(contrast.difference),
         span(contrast.low, contrast.high),
-        *_speeds(study, None if contrast.mixed else contrast.second, wanted),
+        *((NONE,) * len(_timed(study)) if contrast.mixed else _speeds(study, contrast.second, wanted)),
     )
 
 
@@ -57,11 +57,13 @@ def _left_out(study: StudyRecord, contrast: Contrast) -> float:
     return contrast.wanted if contrast.mixed or not found else mean(found)
 
 
-def _speeds(study: StudyRecord, arm: str | None, rate: float) -> tuple[str, ...]:
-    """A cell a batch; none where nothing was timed, empty ones for mixtures of models."""
-    if not study.speeds:
-        return ()
-    return tuple(NONE if arm is None else spread(speed_ups(study, arm, rate, batch)) for batch in BATCHES)
+def _timed(study: StudyRecord) -> tuple[int, ...]:
+    """The batches that have a column each; none where nothing was timed."""
+    return BATCHES if study.speeds else ()
+
+
+def _speeds(study: StudyRecord, arm: str, rate: float) -> tuple[str, ...]:
+    return tuple(spread(speed_ups(study, arm, rate, batch)) for batch in _timed(study))
 
 
 def _accuracies(study: StudyRecord, by_seed: Mapping[int, float]) -> tuple[str, str]:
