@@ -31,6 +31,10 @@ class RecordError(RoutingExpertsError):
     """A training or evaluation record cannot be used; names the file, the record and the field."""
 
 
+class PictureError(RecordError):
+    """A record's picture cannot be read."""
+
+
 class WorkerError(RoutingExpertsError):
     """A process that shares work on records has ended before it was done."""
 

@@ -1,6 +1,7 @@
 """`roe data`: a set made, checked, halved, joined and trained on, as a user would; and every refusal of the verbs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,10 @@ def test_a_part_is_not_called_the_whole(roe, digits):
     """Guards the verdict and the record of a check of the first records alone."""
     code, said, _ = roe("data", "check", digits / FILE, "--first", "5", "--verify-images")
     assert code == 0
-    assert "up to 5 of the first records, can be trained on" in " ".join(said.split())
+    assert "up to 5 of the first records, is sound as far as was looked: --lengths MODEL" in " ".join(said.split())
     assert "All of it" not in said
+    code, said, _ = roe("data", "check", digits / FILE, "--first", "5", "--verify-images", "--lengths", "pocket")
+    assert "up to 5 of the first records, can be trained on." in " ".join(said.split())
     code, said, _ = roe("data", "check", digits / FILE, "--first", "5", "--json")
     found = json.loads(said)
     assert (found["first"], sum(one["records"] for one in found["sources"])) == (5, 5)
@@ -131,7 +134,10 @@ def test_checking_needs_no_torch():
         (("subset", "x.json", "--output", "y.json", "--share", "2"), "a share of a set lies below 1"),
         (("subset", "x.json", "--output", "y.json", "--rule", "mine"), "there is one, authors"),
         (("subset", "x.json", "--output", "y.json", "--rule", "authors", "--share", "0.3"), "each says which records"),
-        (("mix", "x.json=much", "--output", "y.json"), "weight 'much' is no number"),
+        (("check", "none.json", "--max-length", "9"), "are of --lengths MODEL"),
+        (("check", "none.json", "--prompt-format", "llama_3"), "are of --lengths MODEL"),
+        (("check", "none.json", "--list", "faults.txt"), "Give a .jsonl file"),
+        (("mix", "x.json=much", "--output", "y.json"), "x.json=much: there is no such file"),
         (("mix", "x.json=0", "--output", "y.json"), "a number above 0"),
         (("mix", "x.json@pictures", "--output", "y.json"), "not the one above all"),
         (("mix", "x.json@/elsewhere", "--output", "y.json", "--images", "."), "does not lie below"),
@@ -145,6 +151,22 @@ def test_what_cannot_be_done_is_said(roe, tmp_path, monkeypatch, words, message)
     assert code in (1, 2)
     assert message in " ".join(errors.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_files_may_hold_the_signs_of_parts(roe, digits, tmp_path, monkeypatch):
+    """Guards ``lr=0.1`` and ``v@2`` in paths: what is there is a file, and signs count behind it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "lr=0.1" / "v@2" / "mine.json"
+    shutil.copytree(digits, path.parent)
+    (path.parent / FILE).rename(path)
+    name = str(path.relative_to(tmp_path))
+    for part, times in ((name, 1), (f"{name}=2", 2), (f"{name}@{path.parent}", 1), (f"{name}@{path.parent}=2", 2)):
+        code, said, errors = roe("data", "mix", part, "--output", tmp_path / "mix.json", "--images", ".", "--json")
+        assert code == 0, errors
+        assert (json.loads(said)["parts"][0]["weight"], json.loads(said)["parts"][0]["prefix"]) == (times, "lr=0.1/v@2")
+    code, _, errors = roe("data", "mix", f"{name}=much", "--output", "mix.json")
+    assert code == 1
+    assert "weight 'much' is no number" in " ".join(errors.split())
 
 
 def test_pictures_are_not_mixed_into_another_set(roe, digits):

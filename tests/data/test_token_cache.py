@@ -141,7 +141,9 @@ def test_what_was_left_unfinished_is_no_cache(here, tmp_path, monkeypatch):
             build(folder, [record], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
     assert not folder.exists()
     longer = Record("r", (Turn("Hi", "Good morning"),))
-    build(folder, [longer], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1)
+    told: list[int] = []
+    build(folder, [longer], 1, Tokenise(TokenSettings("pocket", "vicuna_v1")), workers=1, advance=told.append)
+    assert told == [1]
     encoder = Encoder(load_processor("pocket"), "vicuna_v1")
     assert_same(TokenCache(folder, encoder).encode(0, longer), encoder(longer))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["cache"]
@@ -181,5 +183,7 @@ def test_lost_and_damaged_parts_are_said(here, tmp_path):
     with pytest.raises(TrainingError, match=r"is damaged .* Delete"):
         TokenCache(folder, encoder).encode(0, record)
     part.unlink()
-    with pytest.raises(TrainingError, match=r"is not there: .* one that all machines share"):
+    with pytest.raises(TrainingError, match=r"is not there any more\. Run the same command again"):
         TokenCache(folder, encoder).encode(0, record)
+    with pytest.raises(TrainingError, match=r"this machine does not see that folder\. .* one that all machines share"):
+        TokenCache.check(tmp_path / "another")

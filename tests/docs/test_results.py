@@ -142,6 +142,53 @@ def test_the_dialogue_table_is_the_record() -> None:
     assert block_of("docs/inference.md", "dialogue") == dialogue_table(record)
 
 
+def mixture_table(record: dict[str, Any]) -> str:
+    """The tables of docs/data.md: a row a command, then what loading and grouping give."""
+    size, halves = record["bytes"], record["halves"]
+    commands = {
+        "`roe data check`": (size, record["check"]),
+        "`json.load`, for comparison": (size, record["json.load"]),
+        "`roe data subset`": (size, halves[:2]),
+        "`roe data subset` of a tenth": (halves[2]["bytes"], halves[2:]),
+    }
+    lines = ["| command | file, MB | seconds | MB/s | peak memory, MB |", "|---|--:|--:|--:|--:|"]
+    for name, (read, runs) in commands.items():
+        seconds, peak = (median(run[key] for run in runs) for key in ("seconds", "peak_bytes"))
+        lines.append(f"| {name} | {read / 1e6:.0f} | {seconds:.1f} | {read / 1e6 / seconds:.0f} | {peak / 1e6:.0f} |")
+    alone, beside = (median(record["loading"]["dialogues_a_second"][workers]) for workers in ("0", "2"))
+    wasted = record["padding"]["padded_share"]
+    shuffled, step, four = (100 * wasted[name] for name in ("shuffled", "window 1", "window 4"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Memory is that of all processes together. Dialogues decoded, padded to squares of "
+            f"{record['loading']['pixels']} pixels and tokenised: {beside:.0f} a second by two workers, {alone:.0f} "
+            f"without any. Of a batch's tokens {shuffled:.0f} % are padding when shuffled, {step:.1f} % when a step is "
+            f"cut by length, {four:.1f} % with `training.length_window: 4`.",
+        ]
+    )
+
+
+def test_the_mixture_table_is_the_record() -> None:
+    """Guards docs/data.md against numbers that nobody measured."""
+    assert block_of("docs/data.md", "mixture") == mixture_table(record_of("mixture"))
+
+
+def test_the_mixture_meets_its_bars() -> None:
+    """Guards checking at full size, in speed and memory, subsets that come again, and grouping that pays."""
+    record = record_of("mixture")
+    assert record["records"] == 665_000
+    for run in record["check"]:
+        assert record["bytes"] / 1e6 / run["seconds"] >= 30
+        assert run["peak_bytes"] < 500e6
+    first, again, tenth = record["halves"]
+    assert first["sha256"] == again["sha256"]
+    assert first["peak_bytes"] < 1.2 * tenth["peak_bytes"]
+    wasted = record["padding"]["padded_share"]
+    assert 3 * wasted["window 1"] <= wasted["shuffled"]
+
+
 def test_readme_quotes_the_bench() -> None:
     """Guards README's gains: medians of the committed record."""
     record = BenchRecord.load(RESULTS / "cpu-100m.json")

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from runs import quiet_run, settings, weights
@@ -16,6 +18,8 @@ from routing_experts.data.mixture.export import export_digits
 from routing_experts.data.readers.sources import load_records
 from routing_experts.errors import RecordError, TrainingError
 from routing_experts.models.load import load_processor
+from routing_experts.training import run
+from routing_experts.training.folder import CONTENTS
 from routing_experts.training.recipe import Recipe, recipe_from_dict
 
 RECORDS = 40
@@ -147,6 +151,61 @@ def test_a_run_goes_on_once_its_records_are_mended(folder, tmp_path):
     shutil.copy(own / records[CUT + 1]["image"], own / records[CUT]["image"])
     quiet_run(of)
     assert set(listed(tmp_path / "run")) == {GONE, EMPTY}
+
+
+def test_a_run_goes_on_once_its_records_are_taken_out(folder, tmp_path):
+    """Guards lists against numbers of records that are no longer there."""
+    own = tmp_path / "set"
+    shutil.copytree(folder, own)
+    path, one_step = next(own.glob("*.json")), {"save_steps": 1, "batch_size": 8, "steps": 8}
+    records = json.loads(path.read_text())
+    faulty = {GONE, CUT, EMPTY}
+    path.write_text(
+        json.dumps([one for n, one in enumerate(records) if n not in faulty] + [records[n] for n in faulty])
+    )
+    of = recipe(own, tmp_path / "run", one_step, max_faulty=0.06)
+    with pytest.raises(TrainingError, match="3 of 40"):
+        quiet_run(of)
+    path.write_text(json.dumps([one for n, one in enumerate(records) if n not in faulty]))
+    quiet_run(of, accept=True)
+    assert listed(tmp_path / "run") == {}
+
+
+def test_another_state_of_a_set_of_the_hub_is_refused(tmp_path, monkeypatch):
+    """Guards going on with records that were changed on the hub, as a file's are guarded."""
+    talk = [{"role": "user", "content": "Add 1 and 1."}, {"role": "assistant", "content": "2"}]
+    answer = "2"
+
+    def load(*_: Any, **__: Any) -> Any:
+        rows = [{"id": str(n), "messages": [talk[0], talk[1] | {"content": answer}]} for n in range(8)]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    of = recipe_from_dict(settings(tmp_path) | {"data": {"source": "owner/talks"}})
+    quiet_run(of)
+    noted = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(noted | {"finished": False}))
+    answer = "3"
+    with pytest.raises(TrainingError, match=rf"another run: {CONTENTS}: '\w+' there, '\w+' asked for"):
+        quiet_run(of)
+    quiet_run(of, accept=True)
+    noted = json.loads((tmp_path / "run.json").read_text())
+    assert [change["change"].split(":")[0] for change in noted["changes"]] == [CONTENTS]
+    quiet_run(of)
+
+
+def test_a_stage_s_readers_end_with_it(folder, tmp_path, monkeypatch):
+    """Guards memory: processes that read for a stage would stay beside those of all later ones."""
+    alive: list[int] = []
+    begin = run._train_stage
+
+    def watched(*args: Any) -> Any:
+        alive.append(len(active_children()))
+        return begin(*args)
+
+    monkeypatch.setattr(run, "_train_stage", watched)
+    quiet_run(recipe(folder, tmp_path, workers=2, keep_encoded=False))
+    assert alive == [0, 0, 0]
 
 
 def test_held_out_records_may_be_faulty_too(folder, tmp_path):

@@ -9,6 +9,8 @@ from routing_experts.cli.output import AsJson
 
 app = typer.Typer(no_args_is_help=True, help="Check, draw from and join instruction sets; write the digits as one.")
 
+MAX_LENGTH = 2048  # tokens, as recipes have it
+
 SetName = Annotated[
     str,
     typer.Argument(
@@ -28,8 +30,12 @@ def check(
         bool, typer.Option("--verify-images", help="Decode every picture to its last byte.")
     ] = False,
     lengths: Annotated[str | None, typer.Option(help="Count tokens as this model's processor does.")] = None,
-    max_length: Annotated[int, typer.Option(min=1, help="With --lengths: more tokens are a fault.")] = 2048,
-    prompt_format: Annotated[str, typer.Option(help="With --lengths: how dialogues are laid out.")] = "chat_template",
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="With --lengths: more tokens are a fault; 2048 by default.")
+    ] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option(help="With --lengths: how dialogues are laid out; chat_template by default.")
+    ] = None,
     list_faults: Annotated[
         Path | None, typer.Option("--list", help="Write every fault to this .jsonl file, a line each.")
     ] = None,
@@ -46,12 +52,17 @@ def check(
     from routing_experts.cli.mixture import checked, counting
     from routing_experts.cli.output import print_json, start
     from routing_experts.data.mixture.looking import Look
+    from routing_experts.data.readers.json_items import LINES
     from routing_experts.data.readers.sources import open_source
     from routing_experts.reports import print_check
 
     say = start()
-    counts = None if lengths is None else counting(lengths, prompt_format)
-    look = Look(verify_images, counts, None if counts is None else max_length)
+    if lengths is None and (max_length is not None or prompt_format is not None):
+        raise typer.BadParameter("--max-length and --prompt-format are of --lengths MODEL, which counts. Give it too.")
+    if list_faults is not None and list_faults.suffix.lower() not in LINES:
+        raise typer.BadParameter(f"--list {list_faults}: faults are written a line each. Give a .jsonl file.")
+    counts = None if lengths is None else counting(lengths, prompt_format or "chat_template")
+    look = Look(verify_images, counts, None if counts is None else max_length or MAX_LENGTH)
     source = open_source(records, images, subset, split, once=True)
     found = checked(source, look, workers, first, list_faults, say.progress)
     if json:

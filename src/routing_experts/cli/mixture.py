@@ -119,14 +119,7 @@ def part_of(text: str, above: Path | None) -> Part:
     Raises:
         ConfigError: if the weight is no number, or the image folder does not lie below the one above.
     """
-    named, has_weight, weight = text.rpartition("=")
-    named = named if has_weight else text
-    name, _, images = named.partition("@")
-    try:
-        times = float(weight) if has_weight else 1.0
-    except ValueError as error:
-        raise ConfigError(f"{text}: weight {weight!r} is no number. Write FILE=0.5 or FILE=2.") from error
-    path = Path(name)
+    path, images, times = _pieces(text)
     if above is None:
         if images:
             raise ConfigError(f"{text}: its image folder is named, but not the one above all (--images). Give both.")
@@ -139,6 +132,31 @@ def part_of(text: str, above: Path | None) -> Part:
         )
     prefix = folder.relative_to(top).as_posix()
     return Part(JsonItems(path), times, "" if prefix == "." else prefix)
+
+
+def _pieces(text: str) -> tuple[Path, str, float]:
+    """File, image folder and weight; names of files that are there may hold both signs."""
+    if Path(text).is_file():
+        return Path(text), "", 1.0
+    named, sign, weight = text.rpartition("=")
+    if not sign:
+        return *_divided(text), 1.0
+    try:
+        return *_divided(named), float(weight)
+    except ValueError as error:
+        if "/" not in weight and _divided(named)[0].is_file():  # else the sign is in a folder's name
+            raise ConfigError(f"{text}: weight {weight!r} is no number. Write FILE=0.5 or FILE=2.") from error
+        return *_divided(text), 1.0
+
+
+def _divided(text: str) -> tuple[Path, str]:
+    """A file and what stands behind its ``@``: the last that ends the name of a file that is there."""
+    ends = [place for place, sign in enumerate(text) if sign == "@"]
+    if Path(text).is_file() or not ends:
+        return Path(text), ""
+    there = [end for end in ends if Path(text[:end]).is_file()]
+    end = there[-1] if there else ends[0]
+    return Path(text[:end]), text[end + 1 :]
 
 
 def joined(parts: list[Part], target: Path, seed: int, say: Output, as_json: bool) -> None:

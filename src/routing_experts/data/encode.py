@@ -96,19 +96,24 @@ class Encoder:
             encoded.token_types = torch.from_numpy(np.asarray(features[TOKEN_TYPES][0]))
         return encoded
 
-    def without_pixels(self, record: Record) -> Encoded:
-        """The same dialogue with ``vision`` empty: no picture is decoded, its size says what is written for it.
+    def without_pixels(self, record: Record, sizes: Sequence[tuple[int, int]] | None = None) -> Encoded:
+        """The same dialogue with ``vision`` empty: a picture's size says what is written for it.
+
+        Args:
+            record: a dialogue.
+            sizes: of its pictures, where they were asked already; see ``upright_size``.
 
         Raises:
             RecordError: as encoding does, but for what only decoding shows.
             PromptError: if the dialogue cannot be laid out.
         """
         prompt, end, written = self._prompt(record), 0, []
-        for image in record.images:
+        for number, image in enumerate(record.images):
             start = prompt.text.index(self.image_token, end)
             end = start + len(self.image_token)
             try:
-                replacement, _ = self._written(upright_size(image, record.id))
+                size = upright_size(image, record.id) if sizes is None else sizes[number]
+                replacement, _ = self._written(size)
             except RecordError:
                 raise
             except ValueError as error:

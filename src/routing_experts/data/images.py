@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from routing_experts.data.records import Picture
-from routing_experts.errors import RecordError
+from routing_experts.errors import PictureError
 
 # What Pillow raises on damaged files, whatever their format, and on pictures that were closed before they were loaded.
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, AssertionError, RuntimeError)
@@ -33,7 +33,7 @@ def load_image(image: Picture, record_id: str) -> Image.Image:
     """Reads a picture completely, upright (EXIF rotation applied), as RGB; transparency is dropped.
 
     Raises:
-        RecordError: if the file is missing, a folder, empty, no picture, cut short, too large to be decoded safely, or
+        PictureError: if the file is missing, a folder, empty, no picture, cut short, too large to be decoded safely, or
             has pixels without an agreed range.
     """
     with _opened(image, record_id) as (opened, name), whole_pictures():
@@ -41,10 +41,12 @@ def load_image(image: Picture, record_id: str) -> Image.Image:
 
 
 def upright_size(image: Picture, record_id: str) -> tuple[int, int]:
-    """Width and height of what ``load_image`` would give; most formats tell them, and how they lie, at their beginning.
+    """Width and height of what ``load_image`` would give.
+
+    Most formats tell them, and how they lie, at their beginning; a PNG may tell how it lies at its end, and is decoded.
 
     Raises:
-        RecordError: as ``load_image`` does for what the file's beginning tells.
+        PictureError: as ``load_image`` does for what the file's beginning tells.
     """
     with _opened(image, record_id) as (opened, _), whole_pictures():
         turned = opened.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
@@ -53,7 +55,7 @@ def upright_size(image: Picture, record_id: str) -> tuple[int, int]:
 
 @contextmanager
 def _opened(image: Picture, record_id: str) -> Iterator[tuple[Image.Image, str]]:
-    """A picture and what messages call it; what Pillow raises inside becomes a ``RecordError``."""
+    """A picture and what messages call it; what Pillow raises inside becomes a ``PictureError``."""
     name = str(image) if isinstance(image, Path) else "given in memory"
     try:
         if isinstance(image, Image.Image):
@@ -61,16 +63,16 @@ def _opened(image: Picture, record_id: str) -> Iterator[tuple[Image.Image, str]]
         else:
             with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 yield opened, name
-    except RecordError:
+    except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise RecordError(
+        raise PictureError(
             f"record {record_id}: picture {name} is too large ({error}); decoding it could exhaust the memory. "
             "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from error
     except PILLOW_ERRORS as error:
         path = image if isinstance(image, Path) else None
-        raise RecordError(f"record {record_id}: picture {name} {_diagnosis(path, error)}") from error
+        raise PictureError(f"record {record_id}: picture {name} {_diagnosis(path, error)}") from error
 
 
 def is_text(start: bytes) -> bool:
@@ -81,7 +83,7 @@ def is_text(start: bytes) -> bool:
 def _upright_rgb(image: Image.Image, record_id: str, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise RecordError(
+        raise PictureError(
             f"record {record_id}: picture {name} has floating-point pixels, which have no agreed range of brightness. "
             "Convert it to 8 or 16 bits a channel."
         )
@@ -97,7 +99,7 @@ def _from_sixteen_bits(image: Image.Image, record_id: str, name: str) -> Image.I
     pixels = np.asarray(image).astype(np.int64)
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 65535:
-        raise RecordError(
+        raise PictureError(
             f"record {record_id}: picture {name} has pixels from {low} to {high}; integers are read as 16 bits, 0 to "
             "65535, and any other range has no agreed brightness. Convert it to 8 or 16 bits a channel."
         )

@@ -76,6 +76,15 @@ class TokenCache:
         """Whether a folder holds a cache that was written to its end."""
         return (folder / COMPLETE).is_file()
 
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Raises ``TrainingError`` if another machine's cache is not seen from this one."""
+        if not TokenCache.is_complete(folder):
+            raise TrainingError(
+                f"{folder} is not there, though the main process wrote it: this machine does not see that folder. Name "
+                "one that all machines share (data.token_cache)."
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay in their process."""
         return self.__dict__ | {"_parts": {}}
@@ -113,8 +122,7 @@ class TokenCache:
                 self._parts[number] = _Part(path)
             except FileNotFoundError as error:
                 raise TrainingError(
-                    f"{path} is not there: the cache was removed, or this machine does not see the folder in which the "
-                    "main process wrote it. Name one that all machines share (data.token_cache)."
+                    f"{path} is not there any more. Run the same command again: its tokens are counted anew then."
                 ) from error
             except SafetensorError as error:
                 raise TrainingError(
@@ -157,7 +165,7 @@ def build(
         count: how many of them.
         tokenise: makes tokens of records, in other processes.
         workers: how many of these.
-        advance: told of each record.
+        advance: told of so many more records.
 
     Raises:
         WorkerError: if one of them has ended.
@@ -222,8 +230,8 @@ class Tokenise:
     def _one(self, record: Record | None) -> Tokens:
         try:
             if record is not None:
-                encoded = self.settings.encoder.without_pixels(record)
                 sizes = [upright_size(image, record.id) for image in record.images]
+                encoded = self.settings.encoder.without_pixels(record, sizes)
                 ids, segments = encoded.input_ids.numpy(), encoded.segment_ids.numpy()
                 return ids.astype(np.int32), segments.astype(np.int16), np.array(sizes, np.int32).reshape(-1, 2)
         except UNUSABLE:

@@ -40,7 +40,7 @@ class TokenSettings:
         self.encoder.without_pixels(Record("a greeting", (Turn("Hello", "Good day"),)))
 
     def count_tokens(self, record: Record) -> int:
-        """A record's tokens, pictures' included; no picture is decoded.
+        """A record's tokens, pictures' included, of which the sizes are asked.
 
         Raises:
             RecordError: if a picture cannot be read.

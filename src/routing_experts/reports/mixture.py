@@ -50,11 +50,10 @@ def _rates(record: MixtureCheck) -> str:
 def _sound(record: MixtureCheck) -> str:
     """What a check without faults says, as far as it looked."""
     what = "All of it" if record.first is None else f"What was looked at, up to {record.first:,} of the first records,"
-    if not sum(one.pictures for one in record.sources):
-        return f"{what} can be trained on."
-    if record.verified:
-        return f"{what} can be trained on: every picture was decoded."
-    return f"{what} is sound as far as files' beginnings tell; --verify-images decodes the pictures."
+    left = [] if any(one.lengths for one in record.sources) else ["--lengths MODEL counts tokens"]
+    if sum(one.pictures for one in record.sources) and not record.verified:
+        left.append("--verify-images decodes the pictures")
+    return f"{what} is sound as far as was looked: {', '.join(left)}." if left else f"{what} can be trained on."
 
 
 def _lengths(record: MixtureCheck) -> Grid:

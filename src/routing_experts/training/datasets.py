@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 from routing_experts.data.dataset import EncodedDataset
 from routing_experts.data.digits import DIGITS
 from routing_experts.data.encode import Encoder
 from routing_experts.data.faults import UNUSABLE, Fault
 from routing_experts.data.readers.sources import Records, load_records
+from routing_experts.data.readers.table_items import TableItems
 from routing_experts.data.token_cache import TokenCache, Tokenise, build, cache_name
 from routing_experts.data.token_settings import TokenSettings
 from routing_experts.errors import TrainingError
@@ -73,14 +76,18 @@ def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: 
     if recipe.data.on_fault != "skip":
         return Refusal()
 
+    count = _count(recipe.data, trained.records)
+
     def is_mended(number: int) -> bool:
+        if number >= count:  # there are fewer records now
+            return True
         try:
             trained.encoder(trained.records[number])
         except (*UNUSABLE, IndexError):
             return False
         return True
 
-    log = FaultLog(path, _count(recipe.data, trained.records), recipe.data.max_faulty)
+    log = FaultLog(path, count, recipe.data.max_faulty)
     log.begin(faults, is_mended)
     return log
 
@@ -102,11 +109,19 @@ def use_token_cache(recipe: Recipe, trained: EncodedDataset, console: Console) -
             return
         made = TokenSettings(recipe.model, encoder.prompt_format, encoder.max_length, settings.pad_to_square)
         count, workers = _count(settings, trained.records), settings.workers or min(os.cpu_count() or 1, MOST_WORKERS)
-        with console.status(f"tokens of {count:,} records …"):
-            build(folder, trained.records, count, Tokenise(made), workers)
+        with Progress(*Progress.get_default_columns(), console=console) as progress:
+            told = progress.add_task(f"tokens of {count:,} records", total=count)
+            build(folder, trained.records, count, Tokenise(made), workers, partial(progress.advance, told))
 
     on_main(write)
+    TokenCache.check(folder)
     trained.tokens = TokenCache(folder, encoder)
+
+
+def fetched_contents(recipe: Recipe, trained: EncodedDataset) -> str | None:
+    """What tells a set of the hub, as it was fetched, from another; None for other sources, see ``contents_of``."""
+    items = None if recipe.data.source == DIGITS else trained.records.source.items
+    return items.digest() if isinstance(items, TableItems) and not items.files else None
 
 
 def _contents(settings: DataSettings, records: Any) -> str:

@@ -128,8 +128,12 @@ class RunFolder:
         if self.recipe is not None:
             self._changes(list(_differences(self.recipe, json.loads(json.dumps(recipe)))))
 
-    def check_facts(self, facts: Mapping[str, Any]) -> None:
-        """Holds a run to what is known only once its model is loaded, and notes it the first time.
+    def check_facts(self, facts: Mapping[str, Any], accept: bool = False) -> None:
+        """Holds a run to what is known only once its model or records are loaded, and notes it the first time.
+
+        Args:
+            facts: by name.
+            accept: go on with other records.
 
         Raises:
             TrainingError: if a fact was another one when the run began.
@@ -137,9 +141,10 @@ class RunFolder:
         started = self._read()
         assert started is not None
         known = started["facts"]
-        self._changes(list(_differences(_those_of(known, facts), dict(facts))))
-        if facts.keys() - known.keys():
-            self._write(started | {"facts": known | dict(facts)})
+        changes = self._changes(list(_differences(_those_of(known, facts), dict(facts))), accept)
+        if changes or facts.keys() - known.keys():
+            told = {"facts": known | dict(facts), "changes": [*started["changes"], *changes]}
+            self._write(started | told)
 
     def _changes(self, differing: list[tuple[str, str]], accept: bool = False) -> list[dict[str, Any]]:
         """What is other now, to be noted with the step from which it holds, if a run may go on by that."""

@@ -345,3 +345,7 @@ def _refuse_contradictions(roe: Mapping[str, Any], values: Mapping[str, Any]) ->
     data = values.get("data")
     if isinstance(data, Mapping) and data.get("images") is not None and data.get("source", DIGITS) == DIGITS:
         raise ConfigError("data.images with the digits task, which draws its own pictures. Give data.source, a file.")
+    if isinstance(data, Mapping) and {"subset", "split"} & data.keys() and data.get("source", DIGITS) == DIGITS:
+        raise ConfigError(
+            "data.subset and data.split with the digits task: they are of sets on the hub. Leave them out."
+        )

@@ -5,6 +5,7 @@ lists all parameters from the start, so its state carries over a boundary: a bou
 nothing.
 """
 
+import gc
 import os
 import time
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from routing_experts.models.load import from_pretrained, is_routed_folder, load_
 from routing_experts.records import TrainingLog, read_log
 from routing_experts.training.callbacks import HeldOut, InterruptGuard, JsonLog, ProgressBar, RateWatch, StopAt
 from routing_experts.training.checks import check_engine
-from routing_experts.training.datasets import build_datasets, open_fault_log, use_token_cache
+from routing_experts.training.datasets import build_datasets, fetched_contents, open_fault_log, use_token_cache
 from routing_experts.training.faults import Faults
 from routing_experts.training.folder import CONTENTS, RunFolder, last_complete, read_state, step_of, unwritten
 from routing_experts.training.lora import target_names
@@ -87,7 +88,7 @@ def train(recipe: Recipe, console: Console | None = None, restart: bool = False,
                 console.print(f"{folder.path} is finished already; --restart trains it anew.")
                 load = from_pretrained if is_routed_folder(folder.model) else load_base
                 return Trained(load(folder.model), load_processor(folder.model), folder.model)
-            return _train_in(folder, recipe, console)
+            return _train_in(folder, recipe, console, accept)
         except RuntimeError as error:
             if lost_the_others(error):
                 raise TrainingError(
@@ -117,7 +118,7 @@ def _begin(folder: RunFolder, recipe: Recipe, restart: bool, accept: bool, held:
     return on_main(look)
 
 
-def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
+def _train_in(folder: RunFolder, recipe: Recipe, console: Console, accept: bool) -> Trained:
     """Trains what is left to train in a folder that has begun."""
     last = _last_of(folder)
     processor = load_processor(recipe.model)
@@ -125,6 +126,8 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
         processor = padding_to_square(processor)
     faults: list[Fault] = []
     datasets = build_datasets(recipe, processor, faults)
+    if (fetched := fetched_contents(recipe, datasets[0])) is not None:
+        on_main(lambda: folder.check_facts({CONTENTS: fetched}, accept))
     fault_log = open_fault_log(recipe, folder.faults, datasets[0], faults)
     use_token_cache(recipe, datasets[0], console)
     if recipe.lora is not None:
@@ -144,9 +147,12 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console) -> Trained:
             for stage in recipe.stages:
                 bar.name_stage(stage.name)
                 journal = JsonLog(log, recipe, stage.name, lambda: before + time.monotonic() - started, bar.show)
-                if trainer is not None and last is not None and sharded:  # what it cut up stays in pieces
-                    model = make_model(recipe, processor)
-                    load_weights(model, last)
+                if trainer is not None:
+                    trainer = None
+                    gc.collect()  # its optimizer and the processes that read for it would stay beside the next one's
+                    if last is not None and sharded:  # what it cut up stays in pieces
+                        model = make_model(recipe, processor)
+                        load_weights(model, last)
                 callbacks = [bar, guard, journal, RateWatch(console, recipe, stage), HeldOut(console)]
                 trainer, last = _train_stage(recipe, stage, model, processor, datasets, fault_log, callbacks, last)
                 if guard.interrupted and (trainer is None or trainer.state.global_step < recipe.training.steps):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from routing_experts.data.mixture import work
 from routing_experts.data.mixture.check import check_mixture
 from routing_experts.data.mixture.files import format_of, look_at
 from routing_experts.data.mixture.looking import Look
@@ -156,6 +157,37 @@ def test_a_faulty_record_s_pictures_are_looked_at_all_the_same(folder):
     found = checked(folder, [record(0, "coco/gone.jpg", empty)])
     assert [(one.faulty, one.missing) for one in found.sources] == [(1, 1)]
     assert {fault.kind for fault in found.faults} == {"record", "missing"}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"id": 1.5}, {"messages": [{"role": "user", "content": "Hi"}]}, {"images": ["coco/good.jpg"]}],
+    ids=lambda broken: next(iter(broken)),
+)
+def test_a_record_that_is_refused_early_is_of_its_own_source(folder, broken):
+    """Guards the table: what is wrong with an id or a layout says nothing of where the pictures lie."""
+    found = checked(folder, [record(0, "coco/gone.jpg") | broken, record(1, "../gone.jpg") | broken])
+    told = [(one.source, one.records, one.faulty, one.pictures, one.missing) for one in found.sources]
+    assert told == [("coco", 1, 1, 1, 1), ("..", 1, 1, 1, 0)]
+
+
+def test_faults_are_in_the_order_of_their_records_whoever_finds_them(folder, monkeypatch):
+    """Guards lists of faults, which would differ from one number of processes to another."""
+    monkeypatch.setattr(work, "BLOCK", 2)
+    empty = [TALK[0], {"from": "gpt", "value": ""}]
+    records = [record(n, f"coco/{'good' if n % 3 else 'gone'}.jpg", empty if n % 2 else TALK) for n in range(12)]
+    (folder / "set.json").write_text(json.dumps(records))
+    few, many = (check_mixture(open_source(folder / "set.json"), Look(), workers=count).faults for count in (1, 3))
+    assert few == many
+    assert [fault.record for fault in few] == sorted(fault.record for fault in few)
+
+
+def test_a_picture_that_counting_finds_broken_is_no_faulty_record(folder):
+    """Guards counts: where tokens are counted, pictures are opened though nobody asked to decode them."""
+    (folder / "coco" / "header.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no chunk of it" * 9)
+    counts = TokenSettings("pocket").count_tokens
+    found = checked(folder, [record(0, "coco/header.png")], Look(count_tokens=counts, max_length=100))
+    assert [(one.faulty, one.unreadable) for one in found.sources] == [(0, 1)]
 
 
 def test_long_values_are_shortened_in_messages(folder):

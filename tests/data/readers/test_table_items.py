@@ -98,11 +98,23 @@ def test_faulty_rows_are_named_when_they_are_used_and_counted_by_check(tmp_path)
     with pytest.raises(RecordError, match="picture given in memory cannot be read"):
         load_image(records[2].images[0], records[2].id)
     for verify, unreadable in ((False, 1), (True, 2)):
-        found = check_mixture(open_source(tmp_path / "set.parquet"), Look(verify), workers=1)
+        found = check_mixture(open_source(tmp_path / "set.parquet", once=True), Look(verify), workers=1)
         (source,) = found.sources
         assert (source.records, source.faulty, source.unreadable) == (4, 1, unreadable)
         told = {fault.record: fault.problem for fault in found.faults}
         assert told[2].startswith(f"{tmp_path / 'set.parquet'}: record 2: its picture 1 ")
+
+
+def test_a_check_keeps_no_copy_and_an_empty_table_is_no_set(tmp_path, monkeypatch):
+    """Guards disks against a second copy of all pictures, and users against a set without records called sound."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table(ROWS).to_parquet(str(tmp_path / "set.parquet"))
+    assert check_mixture(open_source(tmp_path / "set.parquet", once=True), Look(), workers=1).is_sound
+    assert not any((tmp_path / "cache").rglob("*.arrow"))
+    table(ROWS).select([]).to_parquet(str(tmp_path / "empty.parquet"))
+    found = check_mixture(open_source(tmp_path / "empty.parquet", once=True), Look(), workers=1)
+    assert found.cut is not None
+    assert "it has no records" in found.cut
 
 
 def test_other_columns_are_not_read(tmp_path):

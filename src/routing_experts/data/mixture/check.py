@@ -22,7 +22,7 @@ from routing_experts.data.mixture.naming import Sources
 from routing_experts.data.mixture.work import AHEAD, Shared, processes
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.layouts import read_record
-from routing_experts.data.readers.pictures import checked_name, held, path_named
+from routing_experts.data.readers.pictures import checked_name, held, is_below, names_of, path_named
 from routing_experts.data.readers.sources import Source
 from routing_experts.data.records import Picture
 from routing_experts.errors import RecordError
@@ -143,12 +143,14 @@ class _Check:
 
     def read(self, limit: int | None) -> str | None:
         """Reads all records, or so many of the first; says what ended it early."""
-        cut = None
+        cut, item = None, None
         try:
             for item in islice(self.source.items, limit):
                 self._record(item)
                 self.told.read(item.end - self.bytes)
                 self.bytes = item.end
+            if item is None:  # a table; files without any are refused by who reads them
+                cut = f"{self.source.items.name}: it has no records; there is nothing to train or evaluate on."
         except RecordError as error:
             cut = str(error)
         self._shared.finish()
@@ -172,23 +174,30 @@ class _Check:
             record = read_record(item.value, where, item.index, self.source.root, find)
         except RecordError as error:
             problem = str(error)
+            if not names:  # refused before its pictures were asked for
+                names, pictures = self._named(item.value)
         origin = self._name(names)
         tally = self._tallies.setdefault(origin, _Tally())
         tally.records += 1
         tally.pictures += len(names)
-        if problem is not None:
-            self._fault(tally, item.index, RECORD, problem)
         if record is not None:
             tally.turns += len(record.turns)
             self._ids.append(hash(record.id))
         counted = record if self.look.count_tokens is not None else None
-        if pictures or counted is not None:
-            self._shared.add(Shown(item.index, origin, tuple(pictures), counted), pictures)
+        if pictures or counted is not None or problem is not None:
+            self._shared.add(Shown(item.index, origin, tuple(pictures), counted, problem), pictures)
+
+    def _named(self, value: Any) -> tuple[list[str | None], list[str | bytes]]:
+        """The pictures that a record names which is none: their names, and the paths of those that may be looked at."""
+        root, names = self.source.root, [name for name in names_of(value) if name is not None]
+        return list(names), [str(root / name) for name in names if is_below(name)]
 
     def _seen(self, block: Sequence[Shown], seen: Sequence[Seen]) -> None:
         self.told.looked(sum(len(shown.pictures) for shown in block))
         for shown, one in zip(block, seen, strict=True):
             tally = self._tallies[shown.source]
+            if shown.problem is not None:  # told here, so that faults come in the order of their records
+                self._fault(tally, shown.number, RECORD, shown.problem)
             if one.tokens is not None:
                 tally.tokens.append(one.tokens)
             for kind, problem in one.problems:

@@ -158,6 +158,8 @@ def _renamed(item: Item, content: bytes, part: Part, copy: int) -> bytes:
     value = item.value
     if not isinstance(value, dict):
         raise RecordError(f"{part.items.where(item.index)}: it is no record. See `roe data check`.")
+    if not copy and not any(value.get(field) for field in FIELDS):
+        return content
     value = dict(value)
     if copy:
         name = item.index if value.get("id") is None else value["id"]

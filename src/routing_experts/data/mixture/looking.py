@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from routing_experts.data.mixture.files import MISNAMED, look_at
+from routing_experts.data.mixture.files import MISNAMED, UNREADABLE, look_at
 from routing_experts.data.records import Record
-from routing_experts.errors import PromptError, RecordError, shortened
+from routing_experts.errors import PictureError, PromptError, RecordError, shortened
 
 LONG = "long"
 Problem = tuple[str, str]
@@ -21,12 +21,14 @@ class Shown:
         source: of the set, that it belongs to.
         pictures: paths of its picture files, or what a table holds of them.
         record: all of it, where its tokens are counted.
+        problem: why it is no record.
     """
 
     number: int
     source: str
     pictures: tuple[str | bytes, ...]
     record: Record | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Look:
             return Seen(problems)
         try:
             tokens = self.count_tokens(shown.record)
+        except PictureError as error:
+            return Seen([*problems, (UNREADABLE, str(error))])
         except (RecordError, PromptError) as error:
             return Seen([*problems, ("record", str(error))])
         if self.max_length is not None and tokens > self.max_length:

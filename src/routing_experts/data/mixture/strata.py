@@ -10,7 +10,7 @@ from typing import Any
 from routing_experts.data.mixture.naming import Sources
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES, SYSTEM
 from routing_experts.data.readers.items import Item
-from routing_experts.data.readers.pictures import FIELDS, path_named
+from routing_experts.data.readers.pictures import names_of
 
 Stratum = tuple[str, int]
 Keep = Callable[[Item, Stratum], bool]
@@ -26,8 +26,6 @@ class Strata:
         """Of what a file holds; records that are none make a stratum of their own."""
         if not isinstance(value, dict):
             return "no record", 0
-        named = next((value[field] for field in FIELDS if value.get(field)), None)
-        values = named if isinstance(named, list) else [named] if named is not None else []
         for layout in (LLAVA, MESSAGES):
             if isinstance(messages := value.get(layout.field), list):
                 first = messages[0] if messages and isinstance(messages[0], dict) else {}
@@ -35,7 +33,7 @@ class Strata:
                 break
         else:
             turns = 0
-        return self._name([path_named(value) for value in values]), turns
+        return self._name(names_of(value)), turns
 
 
 def authors_rule(item: Item, stratum: Stratum) -> bool:

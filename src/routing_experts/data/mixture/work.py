@@ -1,5 +1,6 @@
 """Work that other processes share: handed out a block at a time, a few blocks ahead, taken back in order."""
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -85,7 +86,10 @@ def _lost() -> WorkerError:
 @contextmanager
 def processes(count: int) -> Iterator[ProcessPoolExecutor]:
     """So many processes that begin afresh; what they have not begun is dropped if this one fails or is interrupted."""
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))  # bars run threads, which forks would break
+    # Spawned: bars run threads, which forks would break. Ctrl-C is for this process, which ends the others.
+    pool = ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
     try:
         yield pool
     finally:

@@ -75,17 +75,24 @@ class JsonItems:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return found.st_size, found.st_mtime_ns
 
 
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
-    except FileNotFoundError as error:
-        raise RecordError(f"{path}: there is no such file. Correct the path of the records.") from error
     except OSError as error:
-        raise RecordError(f"{path}: it cannot be read ({error.strerror}). Give a readable JSON file.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> RecordError:
+    if isinstance(error, FileNotFoundError):
+        return RecordError(f"{path}: there is no such file. Correct the path of the records.")
+    return RecordError(f"{path}: it cannot be read ({error.strerror}). Give a readable JSON file.")
 
 
 class _Text:

@@ -56,6 +56,15 @@ def path_named(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def names_of(item: Any) -> list[str | None]:
+    """What a record calls its pictures, be it one or not: a path, or None for what a table holds itself."""
+    if not isinstance(item, Mapping):
+        return []
+    named = next((item[field] for field in FIELDS if item.get(field)), None)
+    values = named if isinstance(named, list) else [named] if named is not None else []
+    return [path_named(value) for value in values]
+
+
 def picture(value: Any, where: str, root: Path) -> Picture:
     """A path below the image folder whose file is there, or what a table holds.
 
@@ -102,6 +111,15 @@ def checked_name(name: str, where: str, root: Path) -> str:
     if not name.isascii():
         check_characters(name, where)
     return name
+
+
+def is_below(name: str) -> bool:
+    """Whether a path stays below the image folder, and can be asked for."""
+    try:
+        checked_name(name, "", Path())
+    except RecordError:
+        return False
+    return True
 
 
 def check_characters(text: str, where: str) -> None:

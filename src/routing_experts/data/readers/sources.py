@@ -54,7 +54,7 @@ def open_source(
         images: the folder that image paths are relative to; the file's own by default.
         subset, split: of a set on the hub.
         limit: how many of a hub's set are fetched.
-        once: records are passed through once, so that a hub's set need not be kept.
+        once: records are passed through once, so that no copy of a table need be kept.
 
     Raises:
         ConfigError: for a subset or split of what is no set on the hub.
@@ -68,7 +68,7 @@ def open_source(
         return Source(JsonItems(path / METADATA), root or path)
     if is_table(path):
         _check_hub_s_own(path, subset, split)
-        return Source(parquet_table(path), root or (path if path.is_dir() else path.parent))
+        return Source(parquet_table(path, once), root or (path if path.is_dir() else path.parent))
     if path.suffix.lower() in (".json", *LINES) or path.exists():
         _check_is_file(path)
         _check_hub_s_own(path, subset, split)

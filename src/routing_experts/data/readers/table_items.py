@@ -58,8 +58,12 @@ def is_table(path: Path) -> bool:
     return bool(parquet_files(path))
 
 
-def parquet_table(path: Path) -> TableItems:
-    """Parquet files as one table, which stays on disk.
+def parquet_table(path: Path, once: bool = False) -> TableItems:
+    """Parquet files as one table, of which ``datasets`` keeps a copy on disk whose rows are found by number.
+
+    Args:
+        path: of a file, or a folder of them.
+        once: rows are passed through once, without a copy.
 
     Raises:
         RecordError: if there are none, or they cannot be read.
@@ -67,7 +71,8 @@ def parquet_table(path: Path) -> TableItems:
     if not path.exists():
         raise RecordError(f"{path}: there is no such file. Correct the path of the records.")
     files = parquet_files(path)
-    table = _loaded(str(path), "parquet", data_files=[str(file) for file in files], split="train")
+    names = [str(file) for file in files]
+    table = _loaded(str(path), "parquet", data_files=names, split="train", streaming=once)
     return TableItems(str(path), table, files)
 
 
