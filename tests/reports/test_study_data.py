@@ -9,6 +9,7 @@ from routing_experts.reports.study_data import (
     depths,
     fronts_of,
     main_rate,
+    mixed_speed_ups,
     reference_run,
     speed_ups,
     tenth_shares,
@@ -60,6 +61,20 @@ def test_a_rival_s_accuracy_is_the_reference_s_less_the_gap():
 def test_speed_ups_are_of_whole_answers_that_took_turns():
     assert speed_ups(STUDY, "routed", 0.25, 16) == [3.0, pytest.approx(2 / 9), 4.0]
     assert speed_ups(STUDY, "routed", 0.25, 1) == []
+
+
+def test_a_mixture_takes_the_mean_of_its_models_times():
+    """A quarter of the questions ask the sparser one; both models took turns with the base, one after the other."""
+    runs = [run("static", 0.2, 0, 0.9), run("static", 0.4, 0, 0.8), run("static", 0.6, 0, 0.7)]
+    speeds = [
+        ArmSpeed("static", 0.2, 0, "generate", 1, [3.0, 2.0], [2.0, 2.0]),
+        ArmSpeed("static", 0.4, 0, "generate", 1, [4.0, 8.0], [2.0, 2.0]),
+        ArmSpeed("static", 0.6, 0, "generate", 1, [9.0, 9.0], [1.0, 1.0]),
+    ]
+    study = StudyRecord("s", PLAN, 0.96, 4, 0, runs, [], {}, speeds=speeds)
+    mixed = Contrast("routed", "static", 0.25, [0], 0.1, 0.0, 0.2, [0.1], mixed=True)
+    assert mixed_speed_ups(study, mixed, 1) == pytest.approx([1 / (0.75 / 1.5 + 0.25 / 2), 1 / (0.75 / 1 + 0.25 / 4)])
+    assert mixed_speed_ups(study, mixed, 16) == []
 
 
 def test_depths_are_of_layers_skipped():

@@ -69,7 +69,7 @@ def test_a_seed_that_is_missing_is_seen():
 
 
 def test_what_is_left_out_is_what_was_measured_and_of_mixtures_what_was_wanted():
-    """A mixture of two models has no speed of its own, even if one of them bears its rate's name."""
+    """A mixture of two models has no speed where one of them was not timed, even if another bears its rate's name."""
     rows = {row[0]: row for row in rate_grids(STUDY)[1].rows}
     assert rows["soft"][3] == "28.0\N{NO-BREAK SPACE}%"
     assert rows["static"][1:4] == ("45.0\N{NO-BREAK SPACE}%", "45.0 / —", "30.0\N{NO-BREAK SPACE}%")

@@ -32,7 +32,7 @@ def test_held_out_records_are_not_trained_on(tmp_path):
     """Guards the split: the first records train, the last are asked, none is both."""
     trained, asked = build_datasets(held_out(tmp_path), load_processor("pocket"))
     assert (len(trained), len(asked)) == (32, HELD_OUT)
-    ids = [{dataset.records[i].id for i in range(len(dataset))} for dataset in (trained, asked)]
+    ids = [{dataset.records[dataset.first + i].id for i in range(len(dataset))} for dataset in (trained, asked)]
     assert not ids[0] & ids[1]
     assert len(ids[1]) == HELD_OUT
 

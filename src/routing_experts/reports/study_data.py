@@ -91,6 +91,24 @@ def speed_ups(study: StudyRecord, arm: str, wanted: float, batch: int) -> list[f
     return []
 
 
+def mixed_speed_ups(study: StudyRecord, contrast: Contrast, batch: int) -> list[float]:
+    """The same of an arm that is two of its models, each asked as often as the mixture's rate says.
+
+    Its seconds are the mean of theirs, each over those of the base beside it; empty where one was not timed.
+    """
+    timed = {
+        run.skip_rate: found
+        for run in study.runs
+        if run.arm == contrast.second and (found := speed_ups(study, run.arm, run.wanted, batch))
+    }
+    below = max((rate for rate in timed if rate < contrast.wanted), default=None)
+    above = min((rate for rate in timed if rate > contrast.wanted), default=None)
+    if below is None or above is None:
+        return []
+    share = (contrast.wanted - below) / (above - below)
+    return [1 / ((1 - share) / low + share / high) for low, high in zip(timed[below], timed[above], strict=True)]
+
+
 def depths(run: StudyRun, num_layers: int) -> dict[int, float]:
     """The share of questions by the number of layers that they skipped."""
     if not run.layers_run:

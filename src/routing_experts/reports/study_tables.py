@@ -5,7 +5,15 @@ from statistics import mean
 from typing import Any
 
 from routing_experts.records import Contrast, StudyRecord, StudyRun, from_bits, from_marks
-from routing_experts.reports.study_data import AS_GOOD, accuracy_at, agreement, authors_routes, main_rate, speed_ups
+from routing_experts.reports.study_data import (
+    AS_GOOD,
+    accuracy_at,
+    agreement,
+    authors_routes,
+    main_rate,
+    mixed_speed_ups,
+    speed_ups,
+)
 from routing_experts.reports.summary import NONE, Grid, percent, points, span, spread
 
 BATCHES = (1, 16)
@@ -15,7 +23,10 @@ NOTE = (
     "Left out: share of layers times tokens at prefill. Differences in points, paired by question over the seeds that "
     "both were run with. Controls that drop whole layers are mixtures of the two nearest, where the rate lies between."
 )
-SPEED_NOTE = " Speed-up: of whole answers, to the base model, which took turns: median and quartiles."
+SPEED_NOTE = (
+    " Speed-up: of whole answers, to the base model, which took turns: median and quartiles; of a mixture, by the mean "
+    "of its two models' times."
+)
 
 
 def rate_grids(study: StudyRecord) -> list[Grid]:
@@ -39,13 +50,14 @@ def _rate_grid(study: StudyRecord, rate: float, note: str) -> Grid:
 
 def _contrast_row(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
     wanted = 0.0 if study.is_dense(contrast.second) else contrast.wanted
+    mixed = tuple(spread(mixed_speed_ups(study, contrast, batch)) for batch in _timed(study))
     return (
         contrast.second,
         *_accuracies(study, accuracy_at(study, contrast)),
         percent(_left_out(study, contrast)),
         points(contrast.difference),
         span(contrast.low, contrast.high),
-        *((NONE,) * len(_timed(study)) if contrast.mixed else _speeds(study, contrast.second, wanted)),
+        *(mixed if contrast.mixed else _speeds(study, contrast.second, wanted)),
     )
 
 

@@ -3,6 +3,7 @@
 This process reads and checks the records; others look at the pictures that they name, and count tokens.
 """
 
+import os
 import time
 from array import array
 from collections import Counter
@@ -30,6 +31,7 @@ from routing_experts.records import Lengths, MixtureCheck, RecordFault, SourceCh
 
 KEPT = 100  # faults of each kind that the record tells in words; all of them are counted
 RECORD = "record"
+_UNREAD = Path()  # stands in a record that nobody will read: making a path of each name takes longer than parsing it
 
 
 @dataclass(frozen=True)
@@ -162,11 +164,16 @@ class _Check:
         pictures: list[str | bytes] = []
 
         def find(value: Any, where: str, root: Path) -> Picture:
-            names.append(path_named(value))
-            found = root / checked_name(names[-1], where, root) if names[-1] is not None else held(value)
-            if not isinstance(found, Image.Image):
-                pictures.append(str(found) if isinstance(found, Path) else found)
-            return found
+            name = path_named(value)
+            names.append(name)
+            if name is None:
+                found = held(value)
+                if not isinstance(found, Image.Image):
+                    assert isinstance(found, bytes), found
+                    pictures.append(found)
+                return found
+            pictures.append(os.path.join(root, checked_name(name, where, root)))
+            return _UNREAD if self.look.count_tokens is None else root / name
 
         record, problem = None, None
         try:
@@ -190,7 +197,7 @@ class _Check:
     def _named(self, value: Any) -> tuple[list[str | None], list[str | bytes]]:
         """The pictures that a record names which is none: their names, and the paths of those that may be looked at."""
         root, names = self.source.root, [name for name in names_of(value) if name is not None]
-        return list(names), [str(root / name) for name in names if is_below(name)]
+        return list(names), [os.path.join(root, name) for name in names if is_below(name)]
 
     def _seen(self, block: Sequence[Shown], seen: Sequence[Seen]) -> None:
         self.told.looked(sum(len(shown.pictures) for shown in block))

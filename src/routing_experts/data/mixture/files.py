@@ -1,5 +1,6 @@
 """What is wrong with picture files: by their first bytes, or by decoding them whole."""
 
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -34,11 +35,11 @@ def look_at(picture: str | bytes, verify: bool) -> tuple[str, str] | None:
         return MISSING, problem
     else:
         try:
-            with open(picture, "rb") as file:
+            with open(picture, "rb", buffering=0) as file:
                 head = file.read(HEAD)
         except OSError as error:
             return UNREADABLE, f"cannot be read ({error.strerror})"
-        named = Image.registered_extensions().get(Path(picture).suffix.lower())
+        named = Image.registered_extensions().get(os.path.splitext(picture)[1].lower())
     if not head:
         return UNREADABLE, "is empty (0 bytes); its download or copy broke off"
     found = format_of(head)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from routing_experts.data.mixture.files import MISNAMED, UNREADABLE, look_at
 from routing_experts.data.records import Record
@@ -12,8 +13,7 @@ Problem = tuple[str, str]
 CountTokens = Callable[[Record], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(NamedTuple):  # as tuples these two travel in half the time that dataclasses take
     """A record to look at.
 
     Attributes:
@@ -31,12 +31,14 @@ class Shown:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What was found: kinds of problems with their words, and the tokens where they were counted."""
 
     problems: Sequence[Problem] = ()
     tokens: int | None = None
+
+
+NOTHING = Seen()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Look:
                 name = f"its picture {number}" if isinstance(picture, bytes) else shortened(picture)
                 problems.append((found[0], f"{name} {found[1]}"))
         if self.count_tokens is None or shown.record is None or any(kind != MISNAMED for kind, _ in problems):
-            return Seen(problems)
+            return Seen(problems) if problems else NOTHING
         try:
             tokens = self.count_tokens(shown.record)
         except PictureError as error:
