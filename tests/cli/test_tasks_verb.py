@@ -24,7 +24,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 
 def test_the_digits_become_a_task_and_the_task_a_record(roe, routed_run, tasks):
-    code, said, complaint = roe("data", "digits", tasks, "--questions", "24", "--json")
+    code, said, complaint = roe("data", "export", "digits", tasks, "--layout", "lmms-eval", "--records", "24", "--json")
     assert code == 0, complaint
     assert json.loads(said) == {"folder": str(tasks), "task": "roe_digits", "questions": 24, "seed": 1000}
     arguments = ("--tasks", "roe_digits", "--include", tasks, "--batch-size", "8", "--device", "cpu")
