@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from routing_experts.models.llava_hr import LlavaHrConfig, LlavaHrVisionConfig
 from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration
 from routing_experts.models.load import load_base, load_processor
+from routing_experts.pocket.sight import teach_sight
 
 PICTURE_SIZE = 128
 LOW_RESOLUTION = 16  # pixels of the picture that CLIP gets
@@ -75,11 +76,14 @@ def build_model() -> Any:
     return model.eval()
 
 
-def main(folder: Path) -> None:
-    """Writes model and processor to ``folder``."""
-    build_model().save_pretrained(folder)
+def main(folder: Path, sees: bool = False) -> None:
+    """Writes model and processor to ``folder``; with its ConvNeXt taught to see, if it is to be, in minutes."""
+    model = build_model()
+    if sees:
+        teach_sight(model.model.vision_tower.slow_tower)
+    model.save_pretrained(folder)
     build_processor().save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sees=True)
