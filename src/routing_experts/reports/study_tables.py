@@ -50,14 +50,13 @@ def _rate_grid(study: StudyRecord, rate: float, note: str) -> Grid:
 
 def _contrast_row(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
     wanted = 0.0 if study.is_dense(contrast.second) else contrast.wanted
-    mixed = tuple(spread(mixed_speed_ups(study, contrast, batch)) for batch in _timed(study))
     return (
         contrast.second,
         *_accuracies(study, accuracy_at(study, contrast)),
         percent(_left_out(study, contrast)),
         points(contrast.difference),
         span(contrast.low, contrast.high),
-        *(mixed if contrast.mixed else _speeds(study, contrast.second, wanted)),
+        *(_mixed_speeds(study, contrast) if contrast.mixed else _speeds(study, contrast.second, wanted)),
     )
 
 
@@ -76,6 +75,10 @@ def _timed(study: StudyRecord) -> tuple[int, ...]:
 
 def _speeds(study: StudyRecord, arm: str, rate: float) -> tuple[str, ...]:
     return tuple(spread(speed_ups(study, arm, rate, batch)) for batch in _timed(study))
+
+
+def _mixed_speeds(study: StudyRecord, contrast: Contrast) -> tuple[str, ...]:
+    return tuple(spread(mixed_speed_ups(study, contrast, batch)) for batch in _timed(study))
 
 
 def _accuracies(study: StudyRecord, by_seed: Mapping[int, float]) -> tuple[str, str]:

@@ -83,7 +83,7 @@ def open_fault_log(recipe: Recipe, path: Path, trained: EncodedDataset, faults: 
             return True
         try:
             trained.encoder(trained.records[number])
-        except (*UNUSABLE, IndexError):
+        except UNUSABLE:
             return False
         return True
 

@@ -122,6 +122,16 @@ def test_ids_that_are_none_and_paths_in_objects(tmp_path) -> None:
     assert first["image"] == second["image"] == {"path": "pictures/a.png"}
 
 
+def test_a_record_without_pictures_is_copied_as_it_is_written(tmp_path) -> None:
+    """Guards docs' sentence: an image folder changes paths alone, and no spelling of what has none."""
+    written = '{"id":1.50,  "conversations": [{"from": "human", "value": "\\u0048i"}]}'
+    (tmp_path / "set.json").write_text(f"[{written}]")
+    join([Part(JsonItems(tmp_path / "set.json"), 2, "pictures")], tmp_path / "mix.jsonl")
+    first, second = (tmp_path / "mix.jsonl").read_text().splitlines()
+    assert first == written
+    assert json.loads(second)["id"] == "1.5#2"
+
+
 def test_a_folder_a_picture_is_no_source_a_picture(tmp_path) -> None:
     """Guards memory: of millions of folders two hundred are named."""
     source = write(tmp_path / "all.json", [item_of(n, f"frames/{n}") for n in range(500)])
