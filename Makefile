@@ -22,7 +22,7 @@ quickstart: setup ## route the pocket model and draw its report
 	$(BIN)/roe quickstart
 
 test: lint ## lint, then the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not distributed and not gpu and not vllm"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow and not distributed and not gpu and not vllm"
 
 test-slow: setup ## the tests that train for minutes
 	$(BIN)/python -m pytest -m "slow and not distributed and not gpu and not vllm"

@@ -38,16 +38,16 @@ SKIPPED, LOST, MINUTES = 0.2, 0.02, 45  # the bars: at least, at most, at most
 
 
 def recipes(folder: Path, steps: int | None) -> dict[str, Recipe]:
-    """What is trained, by name: ``base``, its ``low resolution`` twin, ``routed 0`` and so on, and ``dense 0``."""
+    """What is trained, by name: ``base``, ``routed 0`` and so on, ``dense 0``, and ``low resolution``, base's twin."""
     changes = {"training.steps": steps} if steps else {}
     start = {"model": str(folder / "start")}
     low = {"data.digits.width": build_hr.LOW_RESOLUTION, "output": str(folder / "low")}
-    base = load_recipe(HERE / "base.yaml", changes | start | {"output": str(folder / "base")})
-    found = {"base": base, "low resolution": load_recipe(HERE / "base.yaml", changes | start | low)}
+    found = {"base": load_recipe(HERE / "base.yaml", changes | start | {"output": str(folder / "base")})}
     for seed in SEEDS:
         told = {"model": str(folder / "base/model"), "output": str(folder / f"routed-{seed}"), "training.seed": seed}
         found[f"routed {seed}"] = load_recipe(HERE / "routed.yaml", changes | told)
-    return found | {"dense 0": tuned_base(found["routed 0"])}
+    found["dense 0"] = tuned_base(found["routed 0"])
+    return found | {"low resolution": load_recipe(HERE / "base.yaml", changes | start | low)}
 
 
 def trained(recipe: Recipe) -> float:
