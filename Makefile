@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= $(shell nproc 2>/dev/null || echo logical)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slow test-dist test-gpu lint format digits pocket study front ablations bench bench-gpu equivalence stages memory scale compiled calibration budget dialogue mixture llava-hr install-record clean
@@ -22,7 +23,7 @@ quickstart: setup ## route the pocket model and draw its report
 	$(BIN)/roe quickstart
 
 test: lint ## lint, then the tests that take seconds
-	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow and not distributed and not gpu and not vllm"
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m "not slow and not distributed and not gpu and not vllm"
 
 test-slow: setup ## the tests that train for minutes
 	$(BIN)/python -m pytest -m "slow and not distributed and not gpu and not vllm"

@@ -1,9 +1,10 @@
 """Makes a small LLaVA-HR around the pocket model's language model, for trying that family out on a laptop.
 
 ``python -m routing_experts.pocket.build_hr FOLDER`` writes the model with its processor: the language model knows the
-digits' questions already, the towers and what joins them are untrained, as before LLaVA-HR's own training. It looks at
-pictures of 128 pixels: CLIP sees them at 16, where a digit of 12 to 15 pixels is a spot of two; the ConvNeXt sees them
-whole. Both maps have four places a side, so a picture is 16 tokens; CLIP's three by three positions are spread to them.
+digits' questions already, and its ConvNeXt is taught to tell digits apart, which takes minutes; CLIP and what joins the
+three are untrained. It looks at pictures of 128 by 128 pixels: CLIP sees them at 16 by 16, where a digit, 12 to 15
+pixels wide and high, is a spot of two; the ConvNeXt sees them whole. Both maps have four places a side, so a picture is
+16 tokens; CLIP's three by three positions are spread to them.
 """
 
 import sys
@@ -22,7 +23,7 @@ from routing_experts.pocket.sight import teach_sight
 PICTURE_SIZE = 128
 LOW_RESOLUTION = 16  # pixels of the picture that CLIP gets
 CELL = PICTURE_SIZE // 2  # of a digit, in pictures of two by two
-LAYER_SCALE = 0.1  # of the ConvNeXt's blocks, which would do next to nothing for a short training at 1e-6
+LAYER_SCALE = 0.1  # of an untaught ConvNeXt's blocks, which would do next to nothing for a short training at 1e-6
 SEED = 0
 
 
@@ -76,13 +77,22 @@ def build_model() -> Any:
     return model.eval()
 
 
-def main(folder: Path, sees: bool = False) -> None:
-    """Writes model and processor to ``folder``; with its ConvNeXt taught to see, if it is to be, in minutes."""
+def main(folder: Path, sees: bool = False, blur: int = 1) -> float | None:
+    """Writes model and processor.
+
+    Args:
+        folder: for both.
+        sees: teach its ConvNeXt first, which takes minutes.
+        blur: how many times smaller the pictures that it is taught on are made, and then as large again.
+
+    Returns:
+        The share of digits that the ConvNeXt named rightly, if it was taught.
+    """
     model = build_model()
-    if sees:
-        teach_sight(model.model.vision_tower.slow_tower)
+    right = teach_sight(model.model.vision_tower.slow_tower, blur=blur) if sees else None
     model.save_pretrained(folder)
     build_processor().save_pretrained(folder)
+    return right
 
 
 if __name__ == "__main__":
