@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Tiny tensors are slower on many threads, in the processes that tests start as well. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,6 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from tiny import tiny_llama, tiny_llava
+
+settings.register_profile("suite", deadline=None)  # other processes' work is no fault of an example's
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -17,9 +18,12 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from routing_experts.models.llava_hr import LlavaHrConfig, LlavaHrVisionConfig
+from routing_experts.models.llava_hr.modeling import LlavaHrForConditionalGeneration
 from tiny import BOS, END, HEAD_SIZE, HIDDEN, IMAGE, IMAGE_SIZE, PAD, TOKENS_PER_IMAGE, Prompt, batch_of, text_config
 
 PATCH = 4
+HIGH_RESOLUTION = 64
 BEFORE_IMAGE, BEHIND_IMAGE = 62, 63
 
 
@@ -62,10 +66,36 @@ def tiny_idefics3(
     return _made(Idefics3ForConditionalGeneration, config, seed, dtype, attention)
 
 
+def tiny_llava_hr(
+    seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa", image: int = IMAGE, **text: Any
+) -> LlavaHrForConditionalGeneration:
+    """Two patches a side at low and two places at high resolution; adapters that do something."""
+    vision = LlavaHrVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=2 * PATCH,
+        patch_size=PATCH,
+        input_image_size=HIGH_RESOLUTION,
+        slow_hidden_sizes=(4, 6, 8, 12),
+        slow_depths=(1, 1, 1, 1),
+        adapter_layers=(0, 1, 2),
+        initializer_range=0.2,
+    )
+    config = LlavaHrConfig(vision_config=vision, text_config=text_config(**text), image_token_index=image)
+    model = _made(LlavaHrForConditionalGeneration, config, seed, dtype, attention)
+    for adapter in model.model.vision_tower.adapters:
+        for part in (adapter.slow_proj, adapter.fast_proj):
+            torch.nn.init.normal_(part.weight, std=0.2)
+    return model
+
+
 FAMILIES: dict[str, Callable[..., Any]] = {
     "qwen2_5_vl": tiny_qwen,
     "smolvlm": tiny_smolvlm,
     "idefics3": tiny_idefics3,
+    "llava_hr": tiny_llava_hr,
 }
 _TEXT = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -110,6 +140,9 @@ def family_batch(
     batch.pop("pixel_values", None)
     if not any(len(p.pictures) for p in prompts):
         return batch
+    if model.config.model_type == "llava_hr":
+        size = (HIGH_RESOLUTION, HIGH_RESOLUTION)
+        return batch | {"pixel_values": interpolate(torch.cat([p.pictures for p in prompts]), size).to(dtype)}
     if model.config.model_type == "qwen2_5_vl":
         return batch | _patches(batch["input_ids"], torch.cat([p.pictures for p in prompts]).to(dtype))
     most = max(len(p.pictures) for p in prompts)

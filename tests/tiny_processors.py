@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Idefics3Processor, PreTrainedTokenizerFast, Qwen2_5_VLProcessor, SmolVLMProcessor
+from transformers import (
+    Idefics3Processor,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    SmolVLMProcessor,
+)
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tiny import IMAGE_SIZE, TOKENS_PER_IMAGE
-from tiny_families import PATCH
+from tiny_families import HIGH_RESOLUTION, PATCH
 
 QWEN_TEMPLATE = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -113,8 +120,23 @@ def tiny_idefics3_processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
+def tiny_llava_hr_processor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """LLaVA's, where a token stands for half of a picture's side: two visual tokens each way."""
+    side = {"height": HIGH_RESOLUTION, "width": HIGH_RESOLUTION}
+    return LlavaProcessor(
+        LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": HIGH_RESOLUTION}, crop_size=side),
+        _tokenizer(SMOL_TOKENS, "<end_of_utterance>", bos_token="<|im_start|>"),
+        patch_size=HIGH_RESOLUTION // 2,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        image_token="<image>",
+        chat_template=SMOL_TEMPLATE,
+    )
+
+
 PROCESSORS = {
     "qwen2_5_vl": tiny_qwen_processor,
     "smolvlm": tiny_smolvlm_processor,
     "idefics3": tiny_idefics3_processor,
+    "llava_hr": tiny_llava_hr_processor,
 }

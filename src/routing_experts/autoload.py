@@ -1,7 +1,8 @@
 """Makes transformers' auto classes know routed folders, without importing transformers before the user does.
 
 The one thing that importing this package changes elsewhere: when transformers' auto classes are (or have been)
-imported, a folder that holds ``roe_config.json`` loads as a routed model, and every other folder as before.
+imported, a folder that holds ``roe_config.json`` loads as a routed model, the families that transformers lacks load
+as well, and every other folder loads as before.
 """
 
 import sys
@@ -11,30 +12,38 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_AUTO = "transformers.models.auto.modeling_auto"
+# What is registered once a module of transformers is there.
+_REGISTRATIONS = {
+    "transformers.models.auto.configuration_auto": "register_configs",
+    "transformers.models.auto.modeling_auto": "register_auto_classes",
+}
 
 
 def watch_transformers() -> None:
-    """Registers now if the auto classes are imported already, else as soon as they are."""
-    if _AUTO in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())
+    """Registers now what is imported already, the rest as soon as it is."""
+    watched = {finder.module for finder in sys.meta_path if isinstance(finder, _Watcher)}
+    for module in _REGISTRATIONS:
+        if module in sys.modules:
+            _register(module)
+        elif module not in watched:
+            sys.meta_path.insert(0, _Watcher(module))
 
 
-def _register() -> None:
-    import_module("routing_experts.models.auto").register_auto_classes()
+def _register(module: str) -> None:
+    getattr(import_module("routing_experts.models.auto"), _REGISTRATIONS[module])()
 
 
 class _Watcher(MetaPathFinder):
-    """Finds the one module as Python would, and runs the registration after it; then steps aside."""
+    """Finds the one module as Python would, and runs the registration after it."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _AUTO:
+        if fullname != self.module:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)
@@ -50,4 +59,4 @@ class _ThenRegister(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _register()
+        _register(module.__name__)

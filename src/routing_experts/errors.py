@@ -9,6 +9,11 @@ def shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, or its class where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def shown(value: object) -> str:
     """A value that others gave, as messages show it."""
     return shortened(repr(value), 80)

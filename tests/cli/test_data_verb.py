@@ -58,7 +58,8 @@ def test_a_set_is_checked_halved_joined_and_trained_on(roe, digits, tmp_path, mo
     code, _, errors = roe("train", tmp_path / "recipe.yaml")
     assert code == 0, errors
     assert json.loads((tmp_path / "run" / "model" / "processor_config.json").read_text())["image_processor"]["do_pad"]
-    code, said, errors = roe("evaluate", tmp_path / "run", "--data", half, "--images", digits, "--json", "-")
+    asked = ("--data", half, "--images", digits, "--questions", "8")
+    code, said, errors = roe("evaluate", tmp_path / "run", *asked, "--json", "-")
     assert code == 0, errors
 
 

@@ -2,9 +2,22 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText
 
+from published import (
+    TINY,
+    drawn,
+    llava_hr_settings,
+    llava_hr_shapes,
+    llava_settings,
+    llava_shapes,
+    write_checkpoint,
+    write_clip,
+    write_tokenizer,
+)
 from routing_experts import from_pretrained, is_routed
 from routing_experts.models.load import load_base
 
@@ -57,3 +70,53 @@ def test_what_is_no_checkpoint_of_theirs_is_refused(roe, routed_run, tmp_path):
     assert code == 1
     assert "not trained with the authors' code" in " ".join(complaint.split())
     assert not (tmp_path / "ours").exists()
+
+
+def written(place, hr):
+    """A published checkpoint, its stock tower beside it."""
+    shapes = llava_hr_shapes(TINY) if hr else llava_shapes(TINY, tower=False)
+    settings = llava_hr_settings(TINY, input_image_size=256) if hr else llava_settings(TINY)
+    folder = write_checkpoint(place / "theirs", drawn(shapes, spread=0.1), settings, pickled=True)
+    write_tokenizer(folder)
+    write_clip(place / "clip", TINY)
+    return folder
+
+
+@pytest.mark.parametrize("hr", [False, True], ids=["LLaVA-1.5", "LLaVA-HR"])
+def test_import_writes_a_model_to_start_from(roe, tmp_path, hr):
+    """Guards the whole way of a model owner: imported, converted, asked; an import replaces nothing."""
+    told = ("--vision-tower", tmp_path / "clip", "--unpickle")
+    code, out, complaint = roe("import", written(tmp_path, hr), tmp_path / "base", *told, "--json")
+    assert code == 0, complaint
+    assert json.loads(out) == {"model": str(tmp_path / "base")}
+    assert not list((tmp_path / "base").rglob("*.bin"))
+    assert "tensors left out: " in complaint
+    code, _, complaint = roe("import", tmp_path / "theirs", tmp_path / "base", *told)
+    assert code == 1
+    assert "is there already" in " ".join(complaint.split())
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    assert model.config.model_type == ("llava_hr" if hr else "llava")
+    code, _, complaint = roe("convert", tmp_path / "base", tmp_path / "routed")
+    assert code == 0, complaint
+    assert from_pretrained(tmp_path / "routed").roe_config.markers is not None
+    code, out, complaint = roe(
+        "generate", tmp_path / "routed", "--prompt", "What is it?", "--max-new-tokens", "2", "--json"
+    )
+    assert code == 0, complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), "is a pickle"),
+        (("--unpickle", "--routing-tokens", "a", "b"), "--routing-tokens without --base"),
+        (("--unpickle", "--base", "pocket"), "Leave those out"),
+    ],
+)
+def test_what_cannot_be_imported_writes_nothing(roe, tmp_path, options, expected):
+    code, _, complaint = roe(
+        "import", written(tmp_path, False), tmp_path / "base", "--vision-tower", tmp_path / "clip", *options
+    )
+    assert code == 1
+    assert expected in " ".join(complaint.split())
+    assert not (tmp_path / "base").exists()

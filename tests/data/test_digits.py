@@ -19,7 +19,7 @@ MANY = 4000
 def shown(monkeypatch):
     """Replaces drawing by a blank picture that keeps the digits it should show."""
 
-    def draw(digits, columns, split, rng):
+    def draw(digits, columns, split, rng, cell):
         picture = Image.new("RGB", (1, 1))
         picture.info["digits"] = tuple(int(digit) for digit in digits)
         return picture
@@ -173,6 +173,32 @@ def test_grids_have_a_cell_a_digit():
     assert place_names(5, 3)[-1] == "row 2 column 2"
 
 
+def test_pictures_may_be_scaled_once_they_are_drawn():
+    """Guards controls that see less: the same questions of the same pictures, at fewer pixels."""
+    whole, scaled = (DigitsTask(text_share=0, seed=5, cell=64, width=width) for width in (None, 16))
+    for index in range(5):
+        one, other = whole[index], scaled[index]
+        assert one.turns == other.turns
+        assert other.images[0].size == (16, 16)
+        assert other.images[0] == one.images[0].resize((16, 16), Image.Resampling.BICUBIC)
+
+
+def test_digits_in_larger_cells_are_as_large_and_lie_anywhere():
+    """Guards small digits in large pictures: the same questions, and every digit within its own cell."""
+    small, large = DigitsTask(text_share=0, seed=5), DigitsTask(text_share=0, seed=5, cell=64)
+    seen = np.zeros((128, 128))
+    for index in range(150):
+        picture = np.asarray(large[index].images[0].convert("L"))
+        assert picture.shape == (128, 128)
+        assert large[index].turns == small[index].turns
+        for row, column in ((0, 0), (0, 64), (64, 0), (64, 64)):
+            inked = np.argwhere(picture[row : row + 64, column : column + 64])
+            assert len(inked)
+            assert (np.ptp(inked, axis=0) < 15).all()
+        seen = np.maximum(seen, picture)
+    assert (seen > 0).mean() > 0.8
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -185,6 +211,8 @@ def test_grids_have_a_cell_a_digit():
         ({"num_digits": 3}, "3 digits in 2 columns"),
         ({"columns": 0}, "4 digits in 0 columns"),
         ({"text_share": 1.5}, "text_share 1.5"),
+        ({"cell": 15}, "cells of 15 pixels"),
+        ({"width": 0}, "pictures of 0 pixels"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -83,9 +83,12 @@ def marked_processor(processor):
 
 def vicuna_by_hand(record, system):
     """Pieces of a prompt, and whether each is an answer."""
-    yield system, False
+    yield f"{system} ", False
     for turn in record.turns:
-        yield f" USER: {turn.question} ASSISTANT:", False
+        question = turn.question
+        if question.count("<image>") == 1:  # as LLaVA's code moves it
+            question = "<image>\n" + question.replace("<image>", "").strip()
+        yield f"USER: {question} ASSISTANT:", False
         yield f" {turn.answer}</s>", True
 
 

@@ -28,7 +28,7 @@ def test_vicuna_is_written_as_llava_15_was_trained(processor):
     prompt = render(processor, TURNS, format="vicuna_v1")
     system = WRITTEN["vicuna_v1"].system
     assert prompt.text == (
-        f"{system} USER: <image>\nWhat is it? ASSISTANT: A kite.</s> USER: Which colour? ASSISTANT: red</s>"
+        f"{system} USER: <image>\nWhat is it? ASSISTANT: A kite.</s>USER: Which colour? ASSISTANT: red</s>"
     )
     assert answers(prompt) == [" A kite.</s>", " red</s>"]
 

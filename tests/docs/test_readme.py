@@ -13,6 +13,7 @@ import yaml
 
 from routing_experts.config import RoEConfig
 from routing_experts.data.digits import DigitsTask
+from routing_experts.pocket import build_hr
 from routing_experts.studies.plan import Study
 from routing_experts.training.recipe import DataSettings, LoraSettings, Recipe, TrainingSettings, recipe_from_dict
 from routing_experts.training.schedule import Annealing, Stage
@@ -33,6 +34,7 @@ TABLE_OF: dict[str, tuple[type, set[str]]] = {  # heading in docs/recipes.md →
     "training": (TrainingSettings, set()),
     "lora": (LoraSettings, set()),
 }
+GIVEN = {"families.md": ("models/llava-hr-stage-1",)}  # folders of a small LLaVA-HR that a page's code begins with
 every_page = pytest.mark.parametrize("page", PAGES, ids=[path.name for path in PAGES])
 
 
@@ -98,6 +100,8 @@ def test_commands_exist(page: Path) -> None:
 @every_page
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in GIVEN.get(page.name, ()):
+        build_hr.main(Path(folder))
     namespace: dict[str, Any] = {"__name__": page.stem}
     for number, code in enumerate(blocks(page, "python"), start=1):
         exec(compile(code, f"{page.name}, python block {number}", "exec"), namespace)

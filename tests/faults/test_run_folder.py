@@ -123,6 +123,7 @@ def test_what_the_recipe_does_not_say_is_held_to_as_well(tmp_path):
         "base",
         "contents of data.source",
         "records_a_step",
+        "tuned tower",
     }
     data.write_text(data.read_text().replace('"2"', '"3"'))
     assert quiet_run(of).folder.is_dir()  # finished: nothing would be trained on it

@@ -59,7 +59,7 @@ requests = st.lists(
 
 
 @given(requests, st.integers(1, 4), st.integers(1, 6), st.sampled_from([24, 64, 4096]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_request_gets_what_it_gets_alone(llama, asked, max_rows, max_waiting, max_prefill_tokens):
     """Contract 3, with requests that come and go: routes, lengths, layer 0 skipped, any bounds."""
     bounds = EngineSettings(

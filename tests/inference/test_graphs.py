@@ -82,7 +82,7 @@ ASKED = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 9), st.integers(1,
 
 
 @given(ASKED, st.integers(1, 4), st.sampled_from([1, 3, 999]), st.sampled_from([4, 256]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_replayed_steps_are_the_steps(llama, asked, max_rows, most, growth):
     """Guards the key and what stays in place: another route, number of rows, reach or capacity replays no old step."""
     bounds = EngineSettings(max_rows=max_rows, capacity=8)

@@ -24,7 +24,7 @@ def states(batch: int, length: int, groups: int) -> list[torch.Tensor]:
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 2]), st.booleans(), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_split_attention_is_attention_under_one_mask(batch, length, groups, padded, seed):
     """Guards the split against padding, spans and grouped heads."""
     query, key, value = states(batch, length + ROUTING, groups)

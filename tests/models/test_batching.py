@@ -57,7 +57,7 @@ def look(model, prompts, side, options):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layout", ["two_call", "fused"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, derandomize=True, database=None)
 @given(drawn=REQUESTS)
 def test_router_decided_rows_are_as_alone(kind, layout, side, drawn):
     """Guards prefill: masks, positions, spans and row selection under padding, with routes that rows choose."""
@@ -71,7 +71,7 @@ def test_router_decided_rows_are_as_alone(kind, layout, side, drawn):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, derandomize=True, database=None)
 @given(drawn=REQUESTS, bits=st.lists(st.integers(0, 2**NUM_LAYERS - 1), min_size=5, max_size=5))
 def test_forced_rows_are_as_alone(kind, side, drawn, bits):
     """Guards row selection with any mixture of routes, layer 0 skipped by some or all rows among them."""
@@ -94,7 +94,7 @@ def write(model, prompts, options):
 
 @pytest.mark.parametrize("forced", [False, True], ids=["routers", "forced"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, derandomize=True, database=None)
 @given(drawn=REQUESTS, bits=st.lists(st.integers(0, 2**NUM_LAYERS - 1), min_size=5, max_size=5))
 def test_generated_rows_are_as_alone(kind, forced, drawn, bits):
     """Guards decoding: rows with other routes share each step, and each follows its own."""

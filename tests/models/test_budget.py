@@ -118,7 +118,7 @@ ASKED = st.one_of(
 
 @pytest.mark.parametrize("layout", ["two_call", "fused"])
 @pytest.mark.parametrize("kind", ["llava", "llama"])
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15, derandomize=True, database=None)
 @given(drawn=REQUESTS, asked=st.lists(ASKED, min_size=5, max_size=5))
 def test_rows_of_different_budgets_are_as_alone(kind, layout, drawn, asked):
     """Guards one prefill of many budgets, all layers and none among them: routes equal, logits to 1e-10."""

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from routing_experts import api
 from routing_experts.config import CONFIG_NAME, FORMAT_VERSION, RoEConfig
 from routing_experts.errors import CheckpointError, ConfigError, ModelFamilyError, RoutingExpertsError
-from routing_experts.models import checkpoint
+from routing_experts.models import checkpoint, staging
 from routing_experts.models.card import CARD_NAME
 from routing_experts.models.checkpoint import WEIGHTS_NAME, fingerprint, is_roe_key
 from routing_experts.models.convert import is_routed
@@ -462,7 +462,7 @@ def test_what_a_killed_save_left_is_cleared_by_the_next(tmp_path, monkeypatch):
     """Guards disks against staging folders that pile up; those of other folders are left alone."""
     model = route_everywhere(tiny_llava())
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(staging.shutil, "rmtree", lambda *args, **kwargs: None)
         patch.setattr(checkpoint, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("killed")))
         for name in ("routed", "routed-2", "routed.2"):
             with pytest.raises(OSError, match="killed"):

@@ -209,7 +209,7 @@ def test_forced_routes_are_the_twin_s(build, attention):
     assert_is_twin(model, told, forced=True)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6, derandomize=True, database=None)
 @given(bits=st.lists(st.integers(0, 2**NUM_LAYERS - 1), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_any_routes_are_the_twin_s(bits, seed):
     """Guards the same for any routes and lengths of a dialogue."""

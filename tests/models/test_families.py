@@ -1,10 +1,14 @@
 """The contracts, on the families whose pictures, positions or module names are not LLaVA's."""
 
+import sys
+
 import pytest
 import torch
 import transformers
 
+from counting import counting
 from routing_experts.errors import ConfigError, ModelFamilyError
+from routing_experts.models.auto import loader_class
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.convert import convert, revert
 from routing_experts.models.families import Family, family_of, known_families, register
@@ -50,9 +54,10 @@ def test_a_family_s_auto_class_gives_a_loader_of_its_model(family):
     """Guards declarations: nothing looks them up before somebody loads such a model."""
     mapping = getattr(transformers, family.auto_class)._model_mapping
     found = mapping[transformers.CONFIG_MAPPING[family.model_type]]
-    assert issubclass(found, transformers.PreTrainedModel)
-    assert found is not getattr(transformers, found.__name__)
-    assert found.__base__ is getattr(transformers, found.__name__)
+    (base,) = found.__bases__
+    assert issubclass(base, transformers.PreTrainedModel)
+    assert found is loader_class(base)
+    assert base is getattr(sys.modules[found.__module__], found.__name__)
 
 
 @torch.no_grad()
@@ -63,6 +68,8 @@ def test_all_keep_is_bitwise_the_base_and_skipping_is_not(build, attention):
     batch, state = requests(model), {name: value.clone() for name, value in model.state_dict().items()}
     both = GREEDY | {"return_dict_in_generate": True, "output_logits": True}
     before, generated = model(**batch).logits, model.generate(**batch, **both)
+    several = GREEDY | {"num_beams": 3, "num_return_sequences": 2}
+    beams = model.generate(**batch, **several)
     route_everywhere(model, num_unrouted_layers=0)
     assert (model(**batch, routing_options=SKIP_ALL).logits - before).abs().max() > 0.1
     assert torch.equal(model(**batch, routing_options=KEEPING).logits, before)
@@ -72,6 +79,7 @@ def test_all_keep_is_bitwise_the_base_and_skipping_is_not(build, attention):
     kept = model.generate(**batch, **both, routing_options=KEEPING)
     assert torch.equal(kept.sequences, generated.sequences)
     assert torch.equal(torch.stack(kept.logits), torch.stack(generated.logits))
+    assert torch.equal(model.generate(**batch, **several, routing_options=KEEPING), beams)
     revert(model)
     assert state.keys() == model.state_dict().keys()
     assert torch.equal(model(**batch).logits, before)
@@ -164,13 +172,36 @@ def test_sliding_window_layers_can_be_skipped():
 
 
 @torch.no_grad()
-def test_saved_and_loaded_it_computes_the_same(build, tmp_path):
+def test_skipped_rows_run_nothing(build):
+    """Guards the compute that is saved: prefill and every step run a layer's kept rows, and no others."""
+    model = route_everywhere(build(), num_unrouted_layers=0)
+    batch = requests(model)
+    length = batch["input_ids"].shape[1]
+    forced = GREEDY | {"max_new_tokens": 4, "min_new_tokens": 4}
+    with counting(model) as calls:
+        model.generate(**batch, **forced, routing_options=RoutingOptions(route=MIXED))
+    for layer in range(NUM_LAYERS):
+        rows = int(MIXED[:, layer].sum())
+        for name in ("attention", "mlp"):
+            assert calls[layer, name, length] == ([rows] if rows else [])
+            assert calls[layer, name, 1] == ([rows] * 3 if rows else [])
+    assert {tokens for _, _, tokens in calls} == {length, 1}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}], ids=["whole", "sharded"])
+def test_saved_and_loaded_it_computes_the_same(build, dtype, shards, tmp_path):
     """Guards key conversion by family: all weights come back, the RoE parts among them, and so does the route."""
     model = route_everywhere(build(), seed=1)
-    batch = requests(model)
+    for parameter in model.parameters():  # as loading does it; ``to`` would round the rotary table too
+        parameter.data = parameter.data.to(dtype)
+    batch = requests(model, dtype=dtype)
     before = model(**batch).logits
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, **shards)
+    assert (len(list(tmp_path.glob("model*.safetensors"))) > 1) == bool(shards)
     loaded = from_pretrained(tmp_path)
+    assert loaded.dtype == dtype
     assert type(loaded).__name__ == type(model).__name__
     assert torch.equal(loaded(**batch).logits, before)
 
@@ -178,8 +209,9 @@ def test_saved_and_loaded_it_computes_the_same(build, tmp_path):
 def test_every_parameter_is_in_its_group(build):
     """Guards freezing, on the families' real names: what a stage trains is what it says."""
     model = convert(build())
-    towers = ("model.visual.", "model.vision_model.")
-    between = ("model.visual.merger.", "model.connector.")
+    towers = ("model.visual.", "model.vision_model.", "model.vision_tower.")
+    between = ("model.visual.merger.", "model.connector.", "model.multi_modal_projector.")
+    between += ("model.vision_tower.fusion_projector.",)  # trained with the projector, from LLaVA-HR's first stage on
     for name, _ in model.named_parameters():
         expected = "decoder"
         if name.startswith(between):
@@ -210,6 +242,7 @@ def test_lora_takes_the_decoder_s_layers_and_nothing_else(build):
         name.removeprefix(prefix)[: -len(".lora_A")] for name, _ in wrapped.named_modules() if name.endswith("lora_A")
     }
     parts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    layers = "model.language_model.layers." if "qwen" in model.config.model_type else "model.text_model.layers."
+    named = {"qwen2_5_vl": "language_model", "llava_hr": "language_model"}
+    layers = f"model.{named.get(model.config.model_type, 'text_model')}.layers."
     assert got == {name for name in every if name.startswith(layers) and name.endswith(parts)}
     assert len(got) == NUM_LAYERS * 7

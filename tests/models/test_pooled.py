@@ -43,7 +43,7 @@ REQUESTS = st.lists(st.tuples(st.integers(0, 999), st.integers(0, 2), st.integer
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, derandomize=True, database=None)
 @given(drawn=REQUESTS)
 def test_a_row_of_a_batch_gets_what_it_gets_alone(side, drawn):
     """Contract 3: neither padding nor neighbours enter a row's means."""

@@ -1,11 +1,9 @@
 """Contract 4: skipped means not run. Calls are counted per layer and row, bytes per layer."""
 
-import contextlib
-from collections import defaultdict
-
 import pytest
 import torch
 
+from counting import counting
 from routing_experts.models.cache import RoutedCache
 from routing_experts.models.families import family_of
 from routing_experts.models.options import SKIP_ALL, RoutingOptions
@@ -24,28 +22,6 @@ from tiny import (
 
 MIXED = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 0, 0, 1], [0, 0, 0, 1, 1]]).bool()
 NEW_TOKENS = 4
-
-
-@contextlib.contextmanager
-def counting(model):
-    """(layer, sublayer, query length) → rows of each call of attention or MLP, in order."""
-    calls, handles = defaultdict(list), []
-
-    def watch(layer, name, module):
-        def note(module, args, kwargs):
-            hidden = args[0] if args else kwargs["hidden_states"]
-            calls[layer, name, hidden.shape[1]].append(hidden.shape[0])
-
-        handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-
-    for index, layer in enumerate(family_of(model).decoder_layers(model)):
-        watch(index, "attention", layer.self_attn)
-        watch(index, "mlp", layer.mlp)
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def batch_for(model):

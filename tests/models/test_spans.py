@@ -107,13 +107,13 @@ pads = st.sampled_from((PAD, EOS))  # many tokenizers pad with their EOS
 
 
 @pytest.mark.parametrize("markers", [ONE_TOKEN, SEVERAL_TOKENS, WITHOUT_USER])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data(), side=sides, pad=pads)
 def test_dialogues_agree_with_the_textbook_twin(markers, data, side, pad):
     assert_twins_agree(data.draw(st.lists(dialogues(markers), min_size=1, max_size=4)), side, pad, markers)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data(), side=sides)
 def test_without_markers_all_after_the_context_is_one_question(data, side):
     rows = data.draw(st.lists(dialogues(ONE_TOKEN), min_size=1, max_size=3))
@@ -123,7 +123,7 @@ def test_without_markers_all_after_the_context_is_one_question(data, side):
 
 
 @pytest.mark.parametrize("markers", [ONE_TOKEN, WITHOUT_USER, SEVERAL_TOKENS])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=14), min_size=1, max_size=4), side=sides)
 def test_any_ids_agree_with_the_textbook_twin(markers, rows, side):
     assert_twins_agree(rows, side, EOS, markers)

@@ -88,7 +88,7 @@ def test_a_window_s_steps_are_alike_however_they_are_divided(
     plain = steps(iter(shuffle(len(extents))), a_step * window)
     for together, expected in zip(steps(iter(found), window), plain, strict=True):
         assert sorted(index for step in together for index in step) == sorted(expected)
-        ranked = sorted(together, key=lambda step: max(extents[n] for n in step), reverse=True)
+        ranked = sorted(together, key=lambda step: sorted((extents[n] for n in step), reverse=True), reverse=True)
         for earlier, later in pairwise(ranked):
             assert min(extents[index] for index in earlier) >= max(extents[index] for index in later)
 

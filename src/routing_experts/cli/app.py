@@ -22,7 +22,7 @@ from routing_experts.cli import (
     evaluate,
     export,
     generate,
-    import_official,
+    importing,
     quickstart,
     report,
     study,
@@ -50,7 +50,7 @@ app.command("chat")(chat.chat)
 app.command("study")(study.study)
 app.command("report")(report.report)
 app.command("convert")(convert.convert)
-app.command("import")(import_official.import_checkpoint)
+app.command("import")(importing.import_checkpoint)
 app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.command("families")(convert.families)

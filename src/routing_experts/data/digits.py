@@ -21,7 +21,7 @@ PICTURE_TASKS = tuple(PICTURE_KINDS)
 TEXT_TASKS = tuple(TEXT_KINDS)
 TASKS = (*PICTURE_TASKS, *TEXT_TASKS)
 SPLITS = ("train", "heldout")
-CELL = 16  # pixels a digit's cell is wide and high
+CELL = 16  # pixels a digit's cell is wide and high, at least
 HELDOUT_SHARE = 0.2
 SPLIT_SEED = 20250  # part of the task's definition: changing it would leak handwriting between checkpoints
 MAX_DRAWS = 300
@@ -55,18 +55,28 @@ def _samples_by_digit(split: str) -> tuple[np.ndarray, ...]:
     return tuple(np.flatnonzero(digits == digit) for digit in range(10))
 
 
-def draw_picture(digits: np.ndarray, columns: int, split: str, rng: np.random.Generator) -> Image.Image:
-    """A grey picture of the digits in rows of ``columns``; each is a random sample, 12 to 15 pixels, jittered."""
+def draw_picture(
+    digits: np.ndarray, columns: int, split: str, rng: np.random.Generator, cell: int = CELL
+) -> Image.Image:
+    """A grey picture of the digits in rows of ``columns``; each is a random sample, 12 to 15 pixels, jittered.
+
+    Args:
+        digits: in reading order.
+        columns: of the grid.
+        split: of the handwriting.
+        rng: draws samples, sizes and places.
+        cell: pixels a digit's cell is wide and high; in larger ones the digits are as large, and lie anywhere.
+    """
     pictures, _ = handwriting(split)
     by_digit = _samples_by_digit(split)
     rows = -(-len(digits) // columns)
-    canvas = Image.new("L", (columns * CELL, rows * CELL))
+    canvas = Image.new("L", (columns * cell, rows * cell))
     for place, digit in enumerate(digits):
         sample = pictures[by_digit[digit][rng.integers(len(by_digit[digit]))]]
         size = int(rng.integers(12, 16))
-        x, y = rng.integers(0, CELL - size + 1, size=2)
+        x, y = rng.integers(0, cell - size + 1, size=2)
         glyph = Image.fromarray(sample).resize((size, size), Image.Resampling.BILINEAR)
-        canvas.paste(glyph, (place % columns * CELL + int(x), place // columns * CELL + int(y)))
+        canvas.paste(glyph, (place % columns * cell + int(x), place // columns * cell + int(y)))
     return canvas.convert("RGB")
 
 
@@ -82,6 +92,8 @@ class DigitsTask:
         tasks: which picture questions are asked, in equal shares; one that is named twice is asked twice as often.
         text_tasks: which questions are asked without one.
         num_digits, columns: the grid.
+        cell: pixels of a digit's cell; in larger ones the digits, of 12 to 15 pixels, are small in their picture.
+        width: pixels that a picture is scaled to, once it is drawn; None to leave it.
     """
 
     split: str = "train"
@@ -93,6 +105,8 @@ class DigitsTask:
     text_tasks: tuple[str, ...] = TEXT_TASKS
     num_digits: int = 4
     columns: int = 2
+    cell: int = CELL
+    width: int | None = None
 
     def __post_init__(self) -> None:
         handwriting(self.split)
@@ -109,6 +123,10 @@ class DigitsTask:
                 f"{self.num_digits} digits in {self.columns} columns: a picture has four or more digits, since counts "
                 "and pairs need them. Set num_digits to at least 4 and columns to at least 1."
             )
+        if self.cell < CELL:
+            raise ConfigError(f"digits in cells of {self.cell} pixels: they need {CELL}. Set cell to at least {CELL}.")
+        if self.width is not None and self.width < 1:
+            raise ConfigError(f"digits pictures of {self.width} pixels: they need one. Set width to 1 or more.")
         if not 0 <= self.text_share <= 1:
             raise ConfigError(f"text_share {self.text_share}: it is a share of the dialogues. Set it from 0 to 1.")
 
@@ -121,7 +139,11 @@ class DigitsTask:
         if not pictured:
             return Record(name, tuple(turns))
         turns[0] = replace(turns[0], question=f"{IMAGE_PLACEHOLDER}\n{turns[0].question}")
-        return Record(name, tuple(turns), (draw_picture(scene.digits, self.columns, self.split, rng),))
+        picture = draw_picture(scene.digits, self.columns, self.split, rng, self.cell)
+        if self.width is not None:
+            size = (self.width, max(1, round(self.width * picture.height / picture.width)))
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        return Record(name, tuple(turns), (picture,))
 
     def _draw_dialogue(self, num_turns: int, pictured: bool, rng: np.random.Generator) -> tuple[Scene, list[Turn]]:
         """Draws tasks and answers first, which keeps answers balanced, then digits until all questions can be asked.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from routing_experts.data.faults import Fault
 from routing_experts.data.images import load_image, upright_size
-from routing_experts.data.prompts import Prompt, image_token, render
+from routing_experts.data.prompts import Prompt, gap_behind_images, image_token, render
 from routing_experts.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from routing_experts.errors import PromptError, RecordError
 from routing_experts.models.spans import CONTEXT, PADDING, question_segment
@@ -69,6 +69,7 @@ class Encoder:
         self.image_token_id = int(processor.image_token_id)
         self.image_token = image_token(processor)
         self.user_header = user_header(processor, prompt_format)
+        self.gap = gap_behind_images(processor)
         self._replacements: dict[tuple[int, int], tuple[str, bool]] = {}
 
     def __call__(self, record: Record) -> Encoded:
@@ -154,7 +155,7 @@ class Encoder:
     def _prompt(self, record: Record) -> Prompt:
         """The dialogue laid out, one placeholder a picture."""
         try:
-            prompt = render(self.processor, record.turns, record.system, self.prompt_format)
+            prompt = render(self.processor, record.turns, record.system, self.prompt_format, self.gap)
         except PromptError as error:
             raise PromptError(f"record {record.id}: {error}") from error
         except TemplateError as error:
@@ -312,8 +313,10 @@ def user_header(processor: Any, prompt_format: str) -> str:
         return ""
     openings = prompt.text[:first_start], prompt.text[prompt.answer_spans[0][1] : second_start]
     pairs = zip(*(reversed(opening) for opening in openings), strict=False)
-    same = takewhile(lambda pair: pair[0] == pair[1], pairs)
-    return "".join(character for character, _ in same)[::-1]
+    header = "".join(character for character, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))[::-1]
+    # A space that the first message alone begins with is part of its first token.
+    spaced = openings[0].endswith(f" {header}")
+    return f" {header}" if header and spaced else header
 
 
 def _stack(value: Any) -> Tensor:

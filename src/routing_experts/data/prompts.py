@@ -3,6 +3,7 @@
 ``chat_template`` is what the processor's own template says; the others are written out here.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,13 @@ class Written:
         system: said where a record brings no system prompt of its own.
         before_system, after_system: around it.
         asks: before a question.
+        asks_again: the same behind an answer; None where it is no other.
         answers: between a question and its answer, up to where generation begins.
         gap: opens an answer; part of it.
         closes: an answer; part of it. None for the tokenizer's end token.
         ends: the last answer, in place of ``closes``.
         tokens: that a tokenizer has to know whole.
+        picture_first: a question's only picture goes before its words, as LLaVA's code moves it in training.
     """
 
     system: str
@@ -33,10 +36,12 @@ class Written:
     answers: str
     before_system: str = ""
     after_system: str = ""
+    asks_again: str | None = None
     gap: str = ""
     closes: str | None = None
     ends: str | None = None
     tokens: tuple[str, ...] = ()
+    picture_first: bool = False
 
 
 WRITTEN = {
@@ -45,8 +50,10 @@ WRITTEN = {
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
         asks=" USER: ",
+        asks_again="USER: ",
         answers=" ASSISTANT:",
         gap=" ",
+        picture_first=True,
     ),
     # Llama-3-VILA1.5-8b-Fix. The upload before it called the assistant `system` and closed with <|end_of_text|>.
     "llama_3": Written(
@@ -72,6 +79,7 @@ WRITTEN = {
     ),
 }
 FORMATS = (CHAT_TEMPLATE, *WRITTEN)
+_BEFORE_TEXT = re.compile(rf"{IMAGE_PLACEHOLDER}(?!{IMAGE_PLACEHOLDER})")
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,17 @@ class Prompt:
     answer_spans: tuple[tuple[int, int], ...]
 
 
-def render(processor: Any, turns: Sequence[Turn], system: str = "", format: str = "chat_template") -> Prompt:
+def render(
+    processor: Any, turns: Sequence[Turn], system: str = "", format: str = "chat_template", gap: str | None = None
+) -> Prompt:
     """Lays out a dialogue. An empty answer is allowed in the last turn only: it is the question to be answered.
+
+    Args:
+        processor: whose tokens it is for.
+        turns: of the dialogue.
+        system: its system prompt; the format's own where it is empty.
+        format: one of ``FORMATS``.
+        gap: what ``gap_behind_images`` gives, where that is known already.
 
     Raises:
         PromptError: for an unknown format, an empty answer in an earlier turn, or a chat template whose rendering of
@@ -101,14 +118,14 @@ def render(processor: Any, turns: Sequence[Turn], system: str = "", format: str 
                 f"turn {number} of {len(turns)} has no answer: only the last may wait for one. Fill it in."
             )
     if format in WRITTEN:
-        return _write_out(processor, WRITTEN[format], format, turns, system)
+        return _write_out(processor, format, turns, system, gap)
     if format != CHAT_TEMPLATE:
         raise PromptError(f"prompt format {format!r}: the formats are {', '.join(FORMATS)}. Name one of them.")
     return _render_template(processor, turns, system)
 
 
-def _write_out(processor: Any, layout: Written, name: str, turns: Sequence[Turn], system: str) -> Prompt:
-    tokenizer = processor.tokenizer
+def _write_out(processor: Any, name: str, turns: Sequence[Turn], system: str, gap: str | None) -> Prompt:
+    layout, tokenizer = WRITTEN[name], processor.tokenizer
     ids = tokenizer.convert_tokens_to_ids(list(layout.tokens))
     if lacking := [t for t, n in zip(layout.tokens, ids, strict=True) if n in (None, tokenizer.unk_token_id)]:
         raise PromptError(
@@ -117,13 +134,26 @@ def _write_out(processor: Any, layout: Written, name: str, turns: Sequence[Turn]
         )
     closes = tokenizer.eos_token if layout.closes is None else layout.closes
     text, spans = f"{layout.before_system}{system or layout.system}{layout.after_system}", []
-    for number, turn in enumerate(turns, start=1):
-        text += f"{layout.asks}{turn.question.replace(IMAGE_PLACEHOLDER, image_token(processor))}{layout.answers}"
+    picture = image_token(processor)
+    gap = gap_behind_images(processor) if gap is None else gap
+    for number, turn in enumerate(turns):
+        asks = layout.asks if number == 0 or layout.asks_again is None else layout.asks_again
+        asked = _moved(turn.question) if layout.picture_first else turn.question
+        question = _BEFORE_TEXT.sub(f"{IMAGE_PLACEHOLDER}{gap}", asked).replace(IMAGE_PLACEHOLDER, picture)
+        text += f"{asks}{question}{layout.answers}"
         if turn.answer:
-            end = layout.ends if layout.ends is not None and number == len(turns) else closes
+            is_last = number == len(turns) - 1
+            end = layout.ends if layout.ends is not None and is_last else closes
             spans.append((len(text), len(text) + len(layout.gap) + len(turn.answer) + len(end)))
             text += f"{layout.gap}{turn.answer}{end}"
     return Prompt(text, tuple(spans))
+
+
+def _moved(question: str) -> str:
+    """A question with its only picture before its words; several stay where they are."""
+    if question.count(IMAGE_PLACEHOLDER) != 1:
+        return question
+    return f"{IMAGE_PLACEHOLDER}\n{question.replace(IMAGE_PLACEHOLDER, '').strip()}".strip()
 
 
 def _render_template(processor: Any, turns: Sequence[Turn], system: str) -> Prompt:
@@ -165,3 +195,16 @@ def message_content(question: str) -> list[dict[str, str]]:
 def image_token(processor: Any) -> str:
     """The text that stands for one picture before the processor expands it."""
     return getattr(processor, "image_token", None) or IMAGE_PLACEHOLDER
+
+
+def gap_behind_images(processor: Any) -> str:
+    """What a text behind a picture needs in front to be tokenised as LLaVA's own code does it: as a text of its own.
+
+    That code splits a prompt at its pictures and tokenises the pieces one by one, so that SentencePiece puts a space
+    before each. A tokenizer that puts one before the first piece alone needs it written; others need nothing.
+    """
+    tokenizer, picture, probe = processor.tokenizer, image_token(processor), "\n"
+    alone = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    behind = tokenizer(f"{picture}{probe}", add_special_tokens=False)["input_ids"][1:]
+    spaced = tokenizer(f"{picture} {probe}", add_special_tokens=False)["input_ids"][1:]
+    return " " if behind != alone and spaced == alone else ""

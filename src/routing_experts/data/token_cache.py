@@ -29,7 +29,7 @@ from routing_experts.data.token_settings import TokenSettings
 from routing_experts.errors import TrainingError
 from routing_experts.records import save_json
 
-FORMAT = 1
+FORMAT = 2
 PART = 20_000  # records of one file
 COMPLETE = "complete.json"
 Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, segments, [pictures, 2] widths and heights
@@ -50,6 +50,7 @@ def cache_name(contents: str, encoder: Encoder) -> str:
         "contents": contents,
         "prompt_format": encoder.prompt_format,
         "layout": repr(WRITTEN.get(encoder.prompt_format)),
+        "gap": encoder.gap,
         "max_length": encoder.max_length,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "chat_template": processor.chat_template,

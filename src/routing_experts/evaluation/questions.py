@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from routing_experts.data.digits import DIGITS, DigitsTask
+from routing_experts.data.digits import CELL, DIGITS, DigitsTask
 from routing_experts.data.readers.sources import load_records
 from routing_experts.data.records import Record
 from routing_experts.errors import ConfigError
@@ -21,11 +21,21 @@ class Question:
     task: str
 
 
-def digits_questions(count: int, seed: int, split: str = "heldout", turns: int = 1) -> list[Question]:
-    """Fresh questions about handwriting of a split; with more ``turns``, the last of a dialogue is asked."""
+def digits_questions(
+    count: int, seed: int, split: str = "heldout", turns: int = 1, cell: int = CELL, width: int | None = None
+) -> list[Question]:
+    """Fresh questions about handwriting of a split.
+
+    Args:
+        count: how many.
+        seed: of the questions.
+        split: of the handwriting.
+        turns: of a dialogue, whose last question is asked.
+        cell, width: pixels of a digit's cell and of a picture, see ``DigitsTask``.
+    """
     if count < 1:
         raise ConfigError(f"{count} questions: an evaluation asks at least one. Raise the number.")
-    task = DigitsTask(split=split, seed=seed, min_turns=turns, max_turns=turns)
+    task = DigitsTask(split=split, seed=seed, min_turns=turns, max_turns=turns, cell=cell, width=width)
     return [_last_question(task[index]) for index in range(count)]
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from routing_experts.config import CONFIG_NAME, RoEConfig
+from routing_experts.models.families import known_families
 from routing_experts.records import STATIC_NAME, Results, StaticExport, write_text
 
 CARD_NAME = "README.md"
@@ -84,10 +85,18 @@ def _body(base: str, config: RoEConfig, results: Results | None, license_told: s
         "",
         *_LOADING,
         "",
-        f"Opened without `import routing_experts`, the folder is the dense model. Routes are set in `{CONFIG_NAME}`; "
+        f"Opened without `import routing_experts`, {_unrouted(config)}. Routes are set in `{CONFIG_NAME}`; "
         "`roe calibrate` changes how much is skipped. Layers are chosen from the question and the picture: check "
         "accuracy on your own data before you rely on it.",
     ]
+
+
+def _unrouted(config: RoEConfig) -> str:
+    """What transformers alone makes of the folder."""
+    family = known_families().get(config.base.model_type) if config.base is not None else None
+    if family is not None and family.package:
+        return "transformers does not know the model"
+    return "the folder is the dense model"
 
 
 def _facts(base: str, license_told: str) -> list[str]:

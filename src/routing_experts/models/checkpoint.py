@@ -4,12 +4,9 @@ Everything is written to a temporary folder first and renamed into place; ``roe_
 folder that has it is complete. Only safetensors are ever read.
 """
 
-import glob
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,12 @@ from torch import Tensor
 from routing_experts.config import CONFIG_NAME, BaseModel, RoEConfig
 from routing_experts.errors import CheckpointError
 from routing_experts.models.card import CARD_NAME, is_hand_written, write_card
+from routing_experts.models.staging import staged
 
 WEIGHTS_NAME = "roe.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _ROE_PARTS = ("skip_down", "skip_up", "router", "routing_tokens")
 _BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
-_STAGING = ".partial"
 _SAMPLES = 64  # values of each parameter that the fingerprint reads
 
 
@@ -91,11 +88,7 @@ def save_routed(
             f"{folder} holds a base model: RoE parts saved beside it with base_weights=False would be loaded onto its "
             "weights. Give another folder."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????{_STAGING}"):  # by a save that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(_STAGING, f".{folder.name}.", folder.parent))
-    try:
+    with staged(folder) as staging:
         if base_weights:
             base_state = {name: tensor for name, tensor in state.items() if not is_roe_key(name)}
             _base_class(model).save_pretrained(model, staging, state_dict=base_state, **kwargs)
@@ -112,13 +105,6 @@ def save_routed(
             if path.name not in {new.name for new in written}:
                 path.unlink()
         os.replace(written[-1], folder / CONFIG_NAME)
-    except SafetensorError as error:  # safetensors wraps the system's errors
-        raise CheckpointError(
-            f"{folder} could not be written ({error}). What was there before stays, if it was whole; make room, or "
-            "choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _base_class(model: Any) -> Any:

@@ -22,17 +22,12 @@ from routing_experts.models.attention import SplitMask
 from routing_experts.models.cache import BehindTap, KeyValueTap, RoutedCache, RoutedCacheLayer
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.dialogue import store_keys
+from routing_experts.models.disguise import disguise
 from routing_experts.models.mixing import merge_rows, mix
 from routing_experts.nn.adapter import skip_path
 from routing_experts.nn.router import keeps, router_logits
 
 BY_ROW = ("attention_mask", "position_ids", "position_embeddings")  # what a layer is called with, a row an example
-
-
-def disguise(base: type, body: dict[str, Any]) -> type:
-    """A subclass that calls itself what its base is called: transformers and accelerate match on class names."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base)(base.__name__, (base,), body | names)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from routing_experts.config import CONFIG_NAME, RoEConfig
 from routing_experts.errors import CheckpointError, MissingExtraError
 from routing_experts.models.checkpoint import WEIGHTS_NAME, check_base, check_no_pickle, fingerprint, load_parts
 from routing_experts.models.convert import base_model_of, convert
-from routing_experts.models.families import family_of
+from routing_experts.models.families import family_of, known_families
 from routing_experts.models.static import strip
 from routing_experts.optional import need
 
@@ -128,7 +128,7 @@ def load_outline(name_or_path: str | Path) -> Any:
 
 
 def _class_of(source: str) -> tuple[Any, Any]:
-    """The transformers class that a model's configuration names, and the configuration."""
+    """The class that a model's configuration names, transformers' or our own, and the configuration."""
     import transformers
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
@@ -139,6 +139,10 @@ def _class_of(source: str) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} is no model that can be loaded: {error}") from error
+    family = known_families().get(config.model_type)
+    own = family.own_models().get(family.auto_class, {}) if family is not None else {}
+    if family is not None and type(config) in own:
+        return family.own_class(own[type(config)]), config
     model_class = getattr(transformers, (config.architectures or [""])[0], None)
     if model_class is None:
         raise CheckpointError(

@@ -14,9 +14,9 @@ from routing_experts.models.cache import RoutedCache
 from routing_experts.models.checkpoint import save_routed
 from routing_experts.models.context import RoutingContext
 from routing_experts.models.dialogue import DialogueCache, start_rotary
+from routing_experts.models.disguise import disguise
 from routing_experts.models.families import family_of
 from routing_experts.models.hub import push
-from routing_experts.models.layer import disguise
 from routing_experts.models.options import RoutingOptions, bias_rows, route_of_bias, route_rows, settle
 from routing_experts.models.spans import only_last_question, open_history, segments_from_ids
 

@@ -39,6 +39,7 @@ AS_BEFORE = {
     "roe.router_input": "routing_tokens",
     "training.length_window": 1,
     "data.split": "train",
+    "data.digits.cell": 16,
     "data.on_fault": "error",
 }
 # What a run may be mended by on its way, if that is said; anything of its data as well.

@@ -2,8 +2,9 @@
 
 Weights, gradients and optimiser state follow from names and shapes. Activations are counted by running one batch
 through forward and backward on tensors without data, and adding up what is alive at a time. Soft gates are counted,
-which compute and keep both paths of every layer: hard ones need less. The vision tower's activations are left out:
-where it is frozen, as in all stages of RoE, its layers hold nothing for the backward pass.
+which compute and keep both paths of every layer: hard ones need less. A frozen vision
+tower's activations are left out: its layers hold nothing for the backward pass. Those of a tuned one are counted where
+its family says how large a picture is, a picture a dialogue.
 """
 
 import weakref
@@ -31,6 +32,7 @@ from routing_experts.training.parameters import freeze_all_but
 from routing_experts.training.recipe import QUANTIZATIONS, LoraSettings, Recipe
 from routing_experts.training.schedule import Stage
 from routing_experts.training.sharding import FSDP, engine_file
+from routing_experts.training.tower import heed_tower
 
 PACKED_BITS = {"8bit": 8.0, "4bit": 4.127}  # NF4 with scales in eight bits, a block of 64 each, and theirs
 GIB = 2**30
@@ -121,7 +123,7 @@ def estimate(recipe: Recipe, processes: int = 1, tokens: int | None = None) -> I
         if tunes_low_rank not in outlines:
             outlines[tunes_low_rank] = _outline(way)
         model = outlines[tunes_low_rank]
-        for stage in recipe.stages:
+        for stage in heed_tower(recipe, model.config).stages:
             freeze_all_but(model, stage.trains, lora=tunes_low_rank)
             kept = _kept(method, way, stage, model, processes)
             key = (tunes_low_rank, stage.name)
@@ -221,10 +223,11 @@ def _activation_bytes(model: Any, recipe: Recipe, stage: Stage, length: int, acc
 def _loss(model: Any, ids: Tensor, stage: Stage, distils: bool, autocast: bool) -> Tensor:
     """The objective's largest parts, for dialogues of one turn: soft gates, and cross-entropy over the second half."""
     answers = ids.shape[1] // 2
+    tower = _tower_part(model, len(ids), stage)  # held while the decoder runs
     context = None if stage.gate == "none" else _soft_context(model, ids)
     logits = _logits(model, ids, autocast, **({} if context is None else {"routing": context}))
     scored = logits[:, -answers:].float()
-    loss = nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, -answers:].flatten())
+    loss = tower + nn.functional.cross_entropy(scored.flatten(0, 1), ids[:, -answers:].flatten())
     if context is None:
         return loss
     loss = loss + torch.stack([weights[..., 1].mean() for weights in context.weights.values()]).mean()
@@ -234,6 +237,16 @@ def _loss(model: Any, ids: Tensor, stage: Stage, distils: bool, autocast: bool) 
         routed, wanted = (part.log_softmax(-1) for part in (scored, dense[:, -answers:].float()))
         loss = loss + nn.functional.kl_div(routed, wanted, reduction="none", log_target=True).sum(-1).mean()
     return loss
+
+
+def _tower_part(model: Any, pictures: int, stage: Stage) -> Tensor:
+    """Of a tuned tower that sees a picture a dialogue, where its family says how large one is."""
+    base = base_of(model)
+    shape = family_of(base).picture_shape
+    if shape is None or "vision" not in stage.trains:
+        return torch.zeros(())
+    features = base.get_image_features(pixel_values=torch.zeros(pictures, *shape(base.config))).pooler_output
+    return torch.stack([feature.float().mean() for feature in features]).mean()
 
 
 def _logits(model: Any, ids: Tensor, autocast: bool, **routing: Any) -> Tensor:

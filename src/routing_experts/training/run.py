@@ -46,6 +46,7 @@ from routing_experts.training.processes import is_main_process, lost_the_others,
 from routing_experts.training.recipe import Recipe, recipe_values
 from routing_experts.training.schedule import DENSE_STAGE, Stage
 from routing_experts.training.sharding import engine_arguments, engine_forgotten, is_sharded
+from routing_experts.training.tower import TOWER, heed_tower
 from routing_experts.training.trainer import RoETrainer
 
 
@@ -132,7 +133,9 @@ def _train_in(folder: RunFolder, recipe: Recipe, console: Console, accept: bool)
     if recipe.lora is not None:
         target_names(load_outline(recipe.model), recipe.lora.targets)  # refuses what is not there
     model = make_model(recipe, processor)
-    on_main(lambda: folder.check_facts({"base": fingerprint(model)}))
+    heeded = heed_tower(recipe, model.config)
+    on_main(lambda: folder.check_facts({"base": fingerprint(model), TOWER: heeded is not recipe}))
+    recipe = heeded
     sharded = is_sharded(recipe.training.sharding)
     if last is not None and sharded:
         load_weights(model, last)

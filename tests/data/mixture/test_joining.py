@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from routing_experts.data.mixture.joining import Part, join
@@ -38,7 +38,6 @@ def test_shares_are_exact_in_total_and_within_one_in_each(counts: Counter, share
         assert wanted[stratum] <= count
 
 
-@settings(deadline=None)
 @given(COUNTS, st.floats(0.01, 0.99), st.randoms(use_true_random=False))
 def test_a_drawing_meets_its_counts_in_any_order(counts: Counter, share: float, draw) -> None:
     """Whatever order strata come in, each gives what was wanted of it."""

@@ -4,7 +4,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from routing_experts.data.readers import json_items
@@ -35,7 +35,6 @@ def refusal(folder, content, name="set.json"):
     return message.removeprefix(f"{path}: ")
 
 
-@settings(deadline=None)
 @given(RECORDS, st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]), st.booleans(), st.booleans())
 def test_values_and_places_whatever_the_pieces(tmp_path_factory, records, piece, ascii, indent, mark, lines):
     """A twin that reads all at once: json itself; places give each value back."""

@@ -10,7 +10,7 @@ from typing import Any
 from routing_experts.data.readers.conversation import LLAVA, MESSAGES
 from routing_experts.data.readers.items import Item
 from routing_experts.data.readers.pictures import FIELDS
-from routing_experts.errors import RecordError, RoutingExpertsError, shortened
+from routing_experts.errors import RecordError, RoutingExpertsError, first_line, shortened
 from routing_experts.optional import need
 
 PARQUET = ".parquet"
@@ -141,9 +141,9 @@ def _as_record_error(name: str) -> Iterator[None]:
     except RoutingExpertsError:
         raise
     except (DatasetsError, HTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = shortened(first_line(error))
         raise RecordError(
-            f"{name}: the table cannot be loaded ({shortened(reason)}). Give a .json or .jsonl file, a folder with "
+            f"{name}: the table cannot be loaded ({reason}). Give a .json or .jsonl file, a folder with "
             "metadata.jsonl or parquet files, or the name of a set on the hub; offline, fetch the set first."
         ) from error
 

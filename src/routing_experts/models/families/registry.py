@@ -1,6 +1,7 @@
 """The registry itself: declaration, duplicates refused, names listable."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,13 @@ from torch import nn
 
 from routing_experts.errors import ModelFamilyError
 
-_BUILT_IN = ("idefics3", "llama", "llava", "qwen2_5_vl", "smolvlm")
+_BUILT_IN = ("idefics3", "llama", "llava", "llava_hr", "qwen2_5_vl", "smolvlm")
 _REGISTERED: dict[str, "Family"] = {}
+
+
+def _never(config: Any) -> bool:
+    """Towers stay as they are, in most families."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,11 @@ class Family:
         auto_class: the transformers auto class that loads it.
         uses_mrope: whether a picture's tokens have positions by time, height and width (M-RoPE), which the inner
             model's ``get_rope_index`` finds; they cannot be counted from the mask then.
+        package: that brings the family where transformers lacks it. Its module ``configuration`` says in ``MODELS``,
+            by auto class and configuration, which class of its module ``modeling`` is loaded. To be registered before
+            transformers' auto classes are imported, which are told of it then.
+        picture_shape: of one picture's pixel values, by the configuration, where a tuned tower's memory is estimated.
+        tunes_tower: whether a model of this configuration was published with a tower that is tuned with the rest.
         description: one line for ``roe families`` and error messages.
     """
 
@@ -29,7 +40,22 @@ class Family:
     image_token_attributes: tuple[str, ...] = ()
     auto_class: str = "AutoModelForImageTextToText"
     uses_mrope: bool = False
+    package: str = ""
+    picture_shape: Callable[[Any], tuple[int, ...]] | None = None
+    tunes_tower: Callable[[Any], bool] = _never
     description: str = ""
+
+    def own_models(self) -> dict[str, dict[type, str]]:
+        """The names of its own classes by auto class and configuration; none for families of transformers."""
+        if not self.package:
+            return {}
+        models: dict[str, dict[type, str]] = importlib.import_module(f"{self.package}.configuration").MODELS
+        return models
+
+    def own_class(self, name: str) -> type:
+        """A class of its own by its name."""
+        found: type = getattr(importlib.import_module(f"{self.package}.modeling"), name)
+        return found
 
     def image_token_ids(self, config: Any) -> tuple[int, ...]:
         """The ids that stand for visual features in a prompt."""

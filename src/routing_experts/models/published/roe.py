@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from routing_experts.config import RoEConfig, TurnMarkers
@@ -20,6 +19,7 @@ from routing_experts.errors import CheckpointError
 from routing_experts.models.checkpoint import check_no_pickle
 from routing_experts.models.convert import convert
 from routing_experts.models.families import family_of
+from routing_experts.models.published.tensors import Tensors
 
 _PARTS = {
     "adapter_MHA.conv_A.weight": "skip_down.weight",
@@ -72,9 +72,9 @@ def import_official(
         target = _our_name(name, prefix, own)
         if target is not None:
             found[target] = _fitted(value, own[target], name)
-        elif value.numel() == hidden_size and "layers." not in name and not _is_left_out(name):
+        elif value.numel() == hidden_size and "layers." not in name:
             tokens[name] = value.reshape(hidden_size)
-        elif not _is_left_out(name):
+        else:
             raise CheckpointError(
                 f"{folder}: {name} {list(value.shape)} has no place in {type(base).__name__}. Give the base model that "
                 "the checkpoint was trained from."
@@ -86,22 +86,20 @@ def import_official(
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("*.safetensors"))
+    """Of all safetensors files of a folder: adapters may lie beside the model."""
+    files, tensors = sorted(folder.glob("*.safetensors")), Tensors(folder, _NOT_OURS)
     if not files:
         check_no_pickle(folder, "model.safetensors")
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file ({error}). Restore it.") from error
+        tensors.add(path, unpickle=False)
+    for name in tensors.shapes:
+        yield name, tensors.read(name)
 
 
 def _our_name(name: str, prefix: str, own: dict[str, Tensor]) -> str | None:
     """The state-dict key of ours that a recorded name stands for; None if there is none."""
     layer = _LAYER.search(name)
-    if layer is not None and "vision_tower" not in name:
+    if layer is not None:
         inside = _PARTS.get(layer[2], layer[2])
         target = f"{prefix}layers.{layer[1]}.{inside}"
         return target if target in own else None
@@ -130,10 +128,6 @@ def _fitted(value: Tensor, own: Tensor, name: str) -> Tensor:
         f"{name} has shape {list(value.shape)}, the base {list(own.shape)}: it was trained from another model. Give "
         "that one."
     )
-
-
-def _is_left_out(name: str) -> bool:
-    return any(part in name for part in _NOT_OURS)
 
 
 def _routing_tokens(
