@@ -5,11 +5,12 @@ from statistics import mean, median, pstdev
 from typing import Any
 
 import pytest
-from quoted import RESULTS, block_of, page_of, record_of
+from quoted import RESULTS, ROOT, block_of, page_of, record_of
 
 from routing_experts.records import BenchRecord, Results, StudyRecord, from_marks
 from routing_experts.reports import bench_markdown, front_markdown, results_markdown, study_markdown
 from routing_experts.reports.study_tables import claims_grid, rate_grids
+from routing_experts.training.recipe import load_recipe
 
 
 def test_readme_table_is_the_record():
@@ -210,6 +211,54 @@ def test_the_mixture_meets_its_bars() -> None:
     assert first["peak_bytes"] < 1.2 * tenth["peak_bytes"]
     wasted = record["padding"]["padded_share"]
     assert 3 * wasted["window 4"] <= wasted["shuffled"]  # a step alone has too few dialogues for it: 2.5 times
+
+
+def llava_hr_table(record: dict[str, Any]) -> str:
+    """The table of docs/families.md: a row a model, then what its training took."""
+    rows = {row["contender"]: row for row in record["rows"]}
+    named = {
+        "base": "base",
+        "low resolution": "its twin, from the low resolution alone",
+        "dense 0": "dense: the base, trained on without routing",
+        **{name: name.replace("routed", "routed, seed") for name in rows if name.startswith("routed")},
+    }
+    lines = ["| model | right, % | layers skipped, % |", "|---|--:|--:|"]
+    for name, shown in named.items():
+        skipped = f"{100 * rows[name]['skip_rate']:.1f}" if name.startswith("routed") else ""
+        lines.append(f"| {shown} | {100 * rows[name]['accuracy']:.1f} | {skipped} |")
+    lines.append(f"| each task's commonest answer | {100 * record['constant_answers']:.1f} | |")
+    base, dense, low = (
+        "{mean:.1f} points [{low:.1f}, {high:.1f}]".format(**{key: 100 * value for key, value in record[name].items()})
+        for name in ("routed_minus_base", "routed_minus_dense", "base_minus_low_resolution")
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Of {record['questions']:,} held-out questions about pictures; 95 % intervals over questions. Routed "
+            f"minus dense: {dense}; minus base: {base}. Base minus its twin: {low}. The steps of teaching, "
+            f"of the base and of the first seed took {record['minutes']:.0f} minutes.",
+        ]
+    )
+
+
+def test_the_llava_hr_table_is_the_record() -> None:
+    """Guards docs/families.md against numbers that nobody measured."""
+    assert block_of("docs/families.md", "llava-hr") == llava_hr_table(record_of("llava-hr"))
+
+
+def test_the_small_llava_hr_meets_its_bars() -> None:
+    """Guards routing on LLaVA-HR: a fifth of the layers for two points at most, and pictures that need its ConvNeXt."""
+    record = record_of("llava-hr")
+    for name, recipe in (("base", "base"), ("routed 0", "routed")):
+        assert record["steps"][name] == load_recipe(ROOT / f"benchmarks/llava_hr/{recipe}.yaml").training.steps
+    assert record["sight"]["base"]["right"] > 0.8
+    assert record["missed"] == []
+    assert record["routed_skip_rate"] >= 0.2
+    assert record["routed_minus_base"]["mean"] >= -0.02
+    assert record["routed_minus_dense"]["mean"] >= -0.02
+    assert record["minutes"] <= 45
+    assert record["base_minus_low_resolution"]["low"] > 0.1
 
 
 def test_readme_quotes_the_bench() -> None:
